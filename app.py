@@ -1,0 +1,37 @@
+"""Entry of the Space and of a local run: settings -> engine -> page -> launch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def main() -> int:
+    from medchat.errors import UserError
+    from medchat.settings import read_settings
+
+    settings = read_settings()
+    with socket.socket() as probe:
+        if probe.connect_ex((settings.host, settings.port)) == 0:
+            print(f"Port {settings.port} is taken. Type: python app.py --port {settings.port + 1}", file=sys.stderr)
+            return 2
+    try:
+        from medchat.engines import open_engine
+
+        engine, notice = open_engine(settings)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    from medchat.ui import build_demo, launch_options
+
+    demo = build_demo(engine, notice)
+    demo.launch(server_name=settings.host, server_port=settings.port, share=settings.share, **launch_options())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

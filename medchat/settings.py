@@ -1,0 +1,76 @@
+"""Settings: the only reader of the command line and of the environment."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+ENGINES = ("auto", "llama_cpp")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for; every field is a flag, and MEDCHAT_<FLAG> in the environment is its default."""
+
+    host: str
+    port: int
+    engine: str
+    base: str
+    adapters: tuple[str, ...]
+    share: bool
+    on_space: bool
+
+
+def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Return the settings; exits with code 2 and a sentence when they are wrong, with code 0 after `--help`."""
+    env = {key.removeprefix("MEDCHAT_").lower(): value for key, value in environ.items() if key.startswith("MEDCHAT_")}
+    # Spaces set Gradio's own variables.
+    host = env.get("host") or environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    port = env.get("port") or environ.get("GRADIO_SERVER_PORT") or "7860"
+    parser = argparse.ArgumentParser(
+        prog="python app.py",
+        description="Chat about health. For research and education; not a doctor's substitute.",
+        epilog="Every option can also be set as MEDCHAT_<OPTION> in the environment; adapters separated by commas.",
+    )
+    parser.add_argument("--host", default=host, help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", default=port, type=_port, help="port to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--engine",
+        default=env.get("engine", "auto"),
+        choices=ENGINES,
+        help="what runs the model (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--base",
+        default=env.get("base", "embedded"),
+        metavar="ID|PATH|embedded",
+        help="base model: a GGUF file, the Hub id of one (org/name or org/name/file.gguf), or the embedded one",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        metavar="ID|PATH",
+        help="LoRA adapter: a PEFT folder or Hub id; may be given several times (default: ours, with the embedded base)",
+    )
+    parser.add_argument("--share", action="store_true", default=env.get("share") == "1", help="open a public link")
+    arguments = parser.parse_args(argv)
+    adapters = arguments.adapter or [name.strip() for name in env.get("adapter", "").split(",") if name.strip()]
+    if not adapters and arguments.base == "embedded":
+        adapters = ["embedded"]
+    return Settings(
+        host=arguments.host,
+        port=arguments.port,
+        engine=arguments.engine,
+        base=arguments.base,
+        adapters=tuple(dict.fromkeys(adapters)),
+        share=arguments.share,
+        on_space=bool(environ.get("SPACE_ID")),
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: type a number from 1 to 65535")
+    return int(text)

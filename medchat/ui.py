@@ -1,0 +1,309 @@
+"""The page and the API: the only importer of gradio."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from medchat import chat
+from medchat.chat import ChatError, Reply
+from medchat.engines import Engine, EngineError, Sampling
+from medchat.errors import UserError
+from medchat.prompt import Message
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+EXAMPLES = [
+    "What are the symptoms of iron deficiency anemia?",
+    "How can I lower my blood pressure?",
+    "Why do I get heartburn at night?",
+    "How is asthma treated?",
+    "What should I ask my doctor about diabetes?",
+    "How can I sleep better?",
+]
+
+HEADER = f"""<div id="header">{(ASSETS / "logo.svg").read_text(encoding="utf-8")}
+<div><h1>MedChat</h1><p>Health questions, answered in plain words by a small open model.</p></div></div>"""
+
+PLACEHOLDER = "**What would you like to know?**\n\nPlease leave out names and other personal details."
+
+ENDED = {"stop": "ended by itself", "length": "cut at the length limit", "cancelled": "stopped"}
+
+# Fresh text is sent to the browser at most this often, in seconds: each update costs it a rendering.
+PACE = 0.04
+
+log = logging.getLogger("medchat")
+
+
+def build_demo(engine: Engine, notice: str | None = None) -> gr.Blocks:
+    """Return the page and the API on `engine`; `notice` is shown on top and in `/models`."""
+    model = {"concurrency_limit": engine.slots, "concurrency_id": "model"}
+    with gr.Blocks(title="MedChat", analytics_enabled=False, fill_height=True) as demo:
+        gr.HTML(HEADER)
+        if notice:
+            gr.Markdown(notice, elem_id="notice")
+        chatbot = gr.Chatbot(
+            elem_id="chat",
+            label="Conversation",
+            show_label=False,
+            placeholder=PLACEHOLDER,
+            examples=[{"text": text} for text in EXAMPLES],
+            buttons=["copy", "copy_all"],
+            feedback_options=None,
+            sanitize_html=True,
+            allow_tags=False,
+            allow_file_downloads=False,
+            layout="bubble",
+            scale=1,
+        )
+        box = gr.Textbox(
+            elem_id="message",
+            label="Your message",
+            show_label=False,
+            placeholder="Ask a health question",
+            lines=1,
+            max_lines=8,
+            submit_btn=True,
+            autofocus=True,
+        )
+        status = gr.Markdown(_who(engine), elem_id="status")
+        with gr.Accordion("Settings", open=False):
+            adapter = gr.Radio(
+                [*engine.adapters, "base"],
+                value=next(iter(engine.adapters), "base"),
+                label="Adapter",
+                info=f"What {engine.base} was fine-tuned with; base is the model without.",
+            )
+            with gr.Row():
+                temperature = gr.Slider(
+                    0, 1.5, 0.7, step=0.1, label="Temperature", info="0 always gives the same reply."
+                )
+                max_tokens = gr.Slider(
+                    16, 1024, 512, step=16, label="Longest reply", info="In tokens, about ¾ word each."
+                )
+                seed = gr.Number(-1, precision=0, label="Seed", info="-1 draws a new one each time.")
+        gr.Markdown(chat.DISCLAIMER, elem_id="disclaimer")
+
+        respond = _responder(engine)
+        options = [adapter, temperature, max_tokens, seed]
+        outputs = [chatbot, box, status]
+        private: dict[str, Any] = {"api_visibility": "private"}
+        asked = box.submit(_take, [box, chatbot], outputs, queue=False, **private)
+        picked = chatbot.example_select(_take_example, [chatbot], outputs, queue=False, **private)
+        again = chatbot.retry(_take_again, [chatbot], outputs, queue=False, **private)
+        running = [
+            taken.success(respond, [chatbot, *options], outputs, show_progress="hidden", **model, **private)
+            for taken in (asked, picked, again)
+        ]
+        for run in running:
+            run.then(_finish, [chatbot], [chatbot, box], queue=False, **private)
+        box.stop(_finish_stopped(engine), [chatbot], outputs, cancels=running, queue=False, **private)
+        chatbot.undo(_undo, [chatbot], [chatbot, box], queue=False, **private)
+
+        gr.api(_chat_api(engine), api_name="chat", **model)
+        gr.api(_models_api(engine, notice), api_name="models")
+    demo.queue(max_size=32, default_concurrency_limit=8)
+    return demo
+
+
+def launch_options() -> dict[str, Any]:
+    """Return what belongs to launch(): the looks, and the settings that keep conversations private."""
+    fonts = ["ui-sans-serif", "system-ui", "sans-serif"]  # nothing is fetched from a font server
+    return {
+        "theme": gr.themes.Soft(
+            primary_hue="teal", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"]
+        ),
+        "css_paths": [ASSETS / "style.css"],
+        "favicon_path": ASSETS / "logo.svg",
+        "footer_links": ["api"],
+        "run_history": False,
+        "enable_monitoring": False,
+        "max_file_size": "1mb",
+        "ssr_mode": False,
+    }
+
+
+def flatten(history: list[dict[str, Any]]) -> list[Message]:
+    """Return Gradio's history as plain messages, without the turns that got no answer."""
+    messages: list[Message] = []
+    for item in history:
+        content = item["content"]
+        if isinstance(content, list):
+            content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
+        no_answer = item["role"] == "assistant" and ((item.get("metadata") or {}).get("title") or not content)
+        if no_answer:
+            if messages and messages[-1]["role"] == "user":
+                messages.pop()
+            continue
+        messages.append({"role": item["role"], "content": content})
+    return messages
+
+
+def _take(message: str, history: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
+    """Move a valid message from the box into the conversation; an invalid one stays where it is, with a sentence."""
+    try:
+        chat.conversation(message, flatten(history))
+    except ChatError as error:
+        raise gr.Error(str(error), title="Not sent", duration=None, print_exception=False) from error
+    return [*history, {"role": "user", "content": message.strip()}], _box(running=True, value=""), "Thinking ..."
+
+
+def _take_example(history: list[dict[str, Any]], event: gr.SelectData) -> tuple[Any, Any, Any]:
+    return _take(event.value["text"], history)
+
+
+def _take_again(history: list[dict[str, Any]], event: gr.RetryData) -> tuple[Any, Any, Any]:
+    index = event.index if isinstance(event.index, int) else event.index[0]
+    return history[: index + 1], _box(running=True), "Thinking again ..."
+
+
+def _undo(history: list[dict[str, Any]], event: gr.UndoData) -> tuple[Any, Any]:
+    index = event.index if isinstance(event.index, int) else event.index[0]
+    return history[:index], _box(value=flatten(history[index : index + 1])[0]["content"])
+
+
+def _finish(history: list[dict[str, Any]]) -> tuple[Any, Any]:
+    """Give the send button back; a question that was stopped before the first word gets a note in place of an answer."""
+    if history and (history[-1]["role"] == "user" or not flatten(history[-1:])[-1:]):
+        if history[-1]["role"] == "assistant" and not (history[-1].get("metadata") or {}).get("title"):
+            history = history[:-1]
+        if history[-1]["role"] == "user":
+            history = [*history, _note("Stopped", "Stopped before the first word. Use retry to ask again.")]
+    return history, _box()
+
+
+def _finish_stopped(engine: Engine) -> Callable[[list[dict[str, Any]]], tuple[Any, Any, Any]]:
+    def finish(history: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
+        return *_finish(history), f"{_who(engine)} · {ENDED['cancelled']}"
+
+    return finish
+
+
+def _responder(engine: Engine) -> Callable[..., Iterator[tuple[Any, Any, Any]]]:
+    def respond(
+        history: list[dict[str, Any]], adapter: str, temperature: float, max_tokens: int, seed: int | None
+    ) -> Iterator[tuple[Any, Any, Any]]:
+        """Stream the answer to the last message of `history`."""
+        box = gr.skip()
+        yield gr.skip(), box, "Thinking ..."  # a generator that has yielded can be closed at once
+        *earlier, last = history
+        question = flatten([last])[0]["content"]
+        try:
+            sampling = _sampling(max_tokens, temperature, seed)
+            pieces = chat.reply(engine, question, flatten(earlier), adapter=adapter, sampling=sampling)
+            for text, piece in _paced(pieces):
+                if piece.delta.finish_reason is None:
+                    yield _with(history, text) if text else gr.skip(), box, gr.skip()
+                else:
+                    yield _with(history, text), box, _facts(engine, piece)
+        except (ChatError, EngineError) as error:
+            yield [*history, _note("No answer", str(error))], box, _who(engine)
+        except Exception as error:
+            log.error("reply failed: %s", type(error).__name__)  # the type alone: a message could quote the visitor
+            text = "Something went wrong on our side. Use retry to ask again."
+            yield [*history, _note("No answer", text)], box, _who(engine)
+
+    return respond
+
+
+def _chat_api(engine: Engine) -> Callable[..., Iterator[str]]:
+    def chat_api(
+        message: str,
+        history: list[dict[str, str]] = [],  # noqa: B006  (Gradio shows it as the default; never changed)
+        adapter: str = "",
+        max_tokens: int = 512,
+        temperature: float = 0.7,
+        seed: int = -1,
+        knowledge: bool = True,
+    ) -> Iterator[str]:
+        """Answer a health question; streams the reply so far. Educational, not a doctor's advice.
+
+        Args:
+            message: the question, at most 8,000 characters
+            history: earlier messages, {"role": "user" or "assistant", "content": text}, oldest first
+            adapter: a name from /models, "" for the default adapter, "base" for none
+            max_tokens: longest reply, 1 to 2048
+            temperature: 0 (always the same reply) to 2
+            seed: makes a reply repeatable; -1 draws a new one
+            knowledge: accepted; answers do not rest on passages yet
+        """
+        try:
+            sampling = _sampling(max_tokens, temperature, seed)
+            for text, piece in _paced(chat.reply(engine, message, history, adapter=adapter, sampling=sampling)):
+                if text or piece.delta.finish_reason:
+                    yield text
+        except UserError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    return chat_api
+
+
+def _models_api(engine: Engine, notice: str | None) -> Callable[[], dict[str, Any]]:
+    def models() -> dict[str, Any]:
+        """Tell which engine, base model and adapters answer here, and whether something else was asked for."""
+        adapters = [adapter.summary() for adapter in engine.adapters.values()]
+        return {"engine": engine.name, "base": engine.base, "adapters": adapters, "notice": notice}
+
+    return models
+
+
+def _paced(pieces: Iterator[Reply]) -> Iterator[tuple[str, Reply]]:
+    """Yield (text so far, piece): the first word and the end at once, the rest at most every PACE seconds."""
+    text, sent, due = "", "", 0.0
+    for piece in pieces:
+        text += piece.delta.text
+        now = time.monotonic()
+        if piece.delta.finish_reason or not text or (text != sent and now >= due):
+            yield text, piece
+            sent, due = text, now + PACE
+
+
+def _sampling(max_tokens: float, temperature: float, seed: float | None) -> Sampling:
+    found = []
+    if not 1 <= max_tokens <= 2048:
+        found.append("max_tokens must be from 1 to 2048")
+    if not 0 <= temperature <= 2:
+        found.append("temperature must be from 0 to 2")
+    if seed is not None and not -1 <= seed < 2**31:
+        found.append("seed must be -1 or a number below 2147483648")
+    if found:
+        raise ChatError(f"{'; '.join(found).capitalize()}.", "Please correct that and send again.")
+    return Sampling(
+        max_tokens=int(max_tokens), temperature=temperature, seed=None if seed is None or seed < 0 else int(seed)
+    )
+
+
+def _with(history: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    return [*history, {"role": "assistant", "content": text}]
+
+
+def _note(title: str, text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, "metadata": {"title": title}}
+
+
+def _box(*, running: bool = False, value: str | None = None) -> Any:
+    more = {} if value is None else {"value": value}
+    return gr.update(submit_btn=not running, stop_btn=running, **more)
+
+
+def _who(engine: Engine, adapter: str | None = None) -> str:
+    name = next(iter(engine.adapters), "") if adapter is None else adapter
+    return f"Answering: **{name or 'no adapter'}** on {engine.base}"
+
+
+def _facts(engine: Engine, piece: Reply) -> str:
+    facts = [_who(engine, piece.adapter), ENDED[piece.delta.finish_reason or "stop"]]
+    if stats := piece.delta.stats:
+        facts += [
+            f"{stats.completion_tokens} tokens",
+            f"{stats.tokens_per_second:.0f} tokens/s",
+            f"first word after {stats.first_token_seconds:.1f} s",
+        ]
+    if piece.dropped_turns:
+        facts.append(f"the oldest {piece.dropped_turns} question(s) no longer fit and were left out")
+    return " · ".join(facts)
