@@ -12,6 +12,7 @@ from medchat.errors import UserError
 from medchat.prompt import Message
 
 MAX_CHARACTERS = 8_000  # of one message, about four pages
+SHORTEST_REPLY = 64  # tokens that a long question must leave free
 
 DISCLAIMER = (
     "MedChat is an AI for research and education. It is not a doctor or a medical device, and it can be wrong. "
@@ -43,8 +44,8 @@ def reply(
 ) -> Iterator[Reply]:
     """Yield the answer to `message` after `history`, piece by piece.
 
-    `adapter` is a name of `engine.adapters`, "" the first of them, "base" none. Raises ChatError with a sentence for the
-    visitor before anything is computed, and EngineError when the engine fails.
+    `adapter` is a name of `engine.adapters`, "" the first of them, "base" none. Raises ChatError with a sentence for
+    the visitor before anything is computed, and EngineError when the engine fails.
     """
     sampling, cancel = sampling or Sampling(), cancel or Event()
     name = adapter_name(engine, adapter)
@@ -54,10 +55,10 @@ def reply(
 
     room = engine.context - min(sampling.max_tokens, engine.context // 2)
     messages, dropped = prompt.trim(messages, room, engine.count_tokens)
-    used = engine.count_tokens(messages)
-    if used > room:
+    used, most = engine.count_tokens(messages), engine.context - min(sampling.max_tokens, SHORTEST_REPLY)
+    if used > most:
         raise ChatError(
-            f"Your message is {used:,} tokens long, and {room:,} fit.", "Please shorten it, or split it into several."
+            f"Your message is {used:,} tokens long, and {most:,} fit.", "Please shorten it, or split it into several."
         )
     sampling = replace(sampling, max_tokens=min(sampling.max_tokens, engine.context - used))
     for delta in engine.stream(messages, adapter=name, sampling=sampling, cancel=cancel):

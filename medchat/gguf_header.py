@@ -71,5 +71,5 @@ def _value(file: BinaryIO, kind: int) -> Any:
         file.seek(struct.calcsize(_SCALARS[inner]) * count, 1)
         return None
     for _ in range(count):
-        _value(file, inner) if inner == _ARRAY else file.seek(*_read(file, "<Q"), 1)
+        _value(file, inner) if inner == _ARRAY else file.seek(_read(file, "<Q")[0], 1)
     return None

@@ -76,7 +76,7 @@ class Template:
 
 
 def named_template(name: str, *, bos: str, eos: str) -> Template:
-    """Return the template `assets/templates/NAME.jinja` for bases that bring none ("llama-3", "llama-3.2", "alpaca")."""
+    """Return `assets/templates/NAME.jinja` ("llama-3", "llama-3.2", "alpaca"), for bases that bring no template."""
     return Template((TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"), bos, eos)
 
 

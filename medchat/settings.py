@@ -52,7 +52,7 @@ def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
         "--adapter",
         action="append",
         metavar="ID|PATH",
-        help="LoRA adapter: a PEFT folder or Hub id; may be given several times (default: ours, with the embedded base)",
+        help="LoRA adapter: a PEFT folder or Hub id; may be repeated (default: ours, with the embedded base)",
     )
     parser.add_argument("--share", action="store_true", default=env.get("share") == "1", help="open a public link")
     arguments = parser.parse_args(argv)

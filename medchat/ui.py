@@ -96,7 +96,7 @@ def build_demo(engine: Engine, notice: str | None = None) -> gr.Blocks:
         asked = box.submit(_take, [box, chatbot], outputs, queue=False, **private)
         picked = chatbot.example_select(_take_example, [chatbot], outputs, queue=False, **private)
         again = chatbot.retry(_take_again, [chatbot], outputs, queue=False, **private)
-        running = [
+        running: list[Any] = [
             taken.success(respond, [chatbot, *options], outputs, show_progress="hidden", **model, **private)
             for taken in (asked, picked, again)
         ]
@@ -168,7 +168,7 @@ def _undo(history: list[dict[str, Any]], event: gr.UndoData) -> tuple[Any, Any]:
 
 
 def _finish(history: list[dict[str, Any]]) -> tuple[Any, Any]:
-    """Give the send button back; a question that was stopped before the first word gets a note in place of an answer."""
+    """Give the send button back; a question stopped before the first word gets a note in place of an answer."""
     if history and (history[-1]["role"] == "user" or not flatten(history[-1:])[-1:]):
         if history[-1]["role"] == "assistant" and not (history[-1].get("metadata") or {}).get("title"):
             history = history[:-1]
@@ -287,8 +287,10 @@ def _note(title: str, text: str) -> dict[str, Any]:
 
 
 def _box(*, running: bool = False, value: str | None = None) -> Any:
-    more = {} if value is None else {"value": value}
-    return gr.update(submit_btn=not running, stop_btn=running, **more)
+    update: dict[str, Any] = {"submit_btn": not running, "stop_btn": running}
+    if value is not None:
+        update["value"] = value
+    return gr.update(**update)
 
 
 def _who(engine: Engine, adapter: str | None = None) -> str:

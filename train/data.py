@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from medchat.errors import UserError
 from medchat.prompt import SYSTEM, Message
@@ -115,7 +116,7 @@ def _joined_lists(text: str) -> Iterator[str]:
         yield f"{lead} {'; '.join(items)}."
 
 
-def _dataset(name: str):
+def _dataset(name: str) -> Any:
     """Return the rows of a Hub data set, from DATASETS_MIRROR/NAME when that folder exists, else from the Hub."""
     from datasets import load_dataset
 

@@ -34,6 +34,8 @@ class Lora:
     alpha: int = 32
     dropout: float = 0.0
     targets: str | list[str] = "all-linear"
+    # Share of the trained update that is kept, between base (0) and fine-tuned model (1): WiSE-FT, arXiv:2109.01903.
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def names() -> list[str]:
 def load(name: str, overrides: typing.Sequence[str] = ()) -> Recipe:
     """Return the recipe of that name or path, with `key=value` overrides applied (`sft.max_steps=10`).
 
-    Raises UserError with all problems at once: unknown keys with the nearest valid name, wrong types, impossible values.
+    Raises UserError with all problems at once: unknown keys with the nearest valid name, wrong types, bad values.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file():
@@ -180,6 +182,7 @@ def _impossible(recipe: Recipe) -> list[str]:
         (bool(recipe.data), "data names no source"),
         (recipe.held_out >= 0, "held_out cannot be negative"),
         (lora.r >= 1 and lora.alpha >= 1, "lora.r and lora.alpha must be at least 1"),
+        (0 < lora.strength <= 1, "lora.strength must be above 0 and at most 1"),
         (0 <= lora.dropout < 1, "lora.dropout must be at least 0 and below 1"),
         (sft.learning_rate > 0, "sft.learning_rate must be above 0"),
         (sft.epochs > 0, "sft.epochs must be above 0"),

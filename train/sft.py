@@ -105,7 +105,7 @@ def _trainer(recipe: Recipe, model: Any, tokenizer: Any, train_set: Any, held_se
     import torch
     from peft import LoraConfig
     from transformers import PrinterCallback
-    from trl import SFTConfig
+    from trl.trainer.sft_config import SFTConfig
 
     from train.trainer import AnswerTrainer, ProgressLine
 
@@ -180,6 +180,8 @@ def _save(trainer: Any, output: Path, recipe: Recipe, template: Template, second
 
     config = trainer.model.peft_config["default"]
     config.base_model_name_or_path = embedded.ORIGINAL if recipe.base == "embedded" else recipe.base
+    alpha = recipe.lora.alpha * recipe.lora.strength  # the update is proportional to it
+    config.lora_alpha = int(alpha) if alpha == int(alpha) else alpha
     # Never an embedding: PEFT would look the base up on the Hub to decide.
     trainer.model.save_pretrained(str(output), save_embedding_layers=False)
     (output / "README.md").unlink(missing_ok=True)  # PEFT's empty card

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
-from trl import SFTTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 # Positions whose logits exist at once: 512 rows of a 49,152-word vocabulary are 100 MB in fp32.
 CHUNK = 512
@@ -55,7 +55,7 @@ class AnswerTrainer(SFTTrainer):
         learned = labels != -100
         count = learned.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
         loss = AnswerLoss.apply(hidden[learned], language_model.lm_head.weight, labels[learned]) / count
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if model.training else "eval"
         if mode == "train":
             self._total_train_tokens += inputs["input_ids"].numel()
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]

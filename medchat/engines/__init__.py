@@ -34,7 +34,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Stats:
-    """Facts of one reply; `cached_tokens` of the prompt's were reused, `first_token_seconds` counts from the request."""
+    """Facts of one reply: `cached_tokens` of the prompt were reused, `first_token_seconds` counts from the request."""
 
     prompt_tokens: int
     cached_tokens: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib
 import json
 import math
 import os
@@ -38,7 +39,8 @@ def open_llama_cpp(base: str, adapter_sources: Sequence[str]) -> LlamaCppEngine:
     """
     path = embedded.gguf_path() if base == "embedded" else _gguf_file(base)
     header = read_header(path)
-    opened = [adapter_files.open_adapter(source) for source in adapter_sources]
+    modules = adapter_files.gguf_modules(header) if adapter_sources else None
+    opened = [adapter_files.open_adapter(source, modules) for source in adapter_sources]
     loras = [adapter_files.to_gguf(adapter, header) for adapter in opened]
     name = embedded.NAME if base == "embedded" else base
     return LlamaCppEngine(name, path, header, {a.name: a for a in opened}, loras)
@@ -53,7 +55,7 @@ class LlamaCppEngine:
     def __init__(
         self, base: str, path: Path, header: GGUFHeader, adapters: Mapping[str, Adapter], loras: Sequence[Path]
     ):
-        import xllamacpp
+        xllamacpp: Any = importlib.import_module("xllamacpp")  # compiled, without type stubs
 
         self.base = base
         self.adapters = adapters
@@ -146,8 +148,8 @@ class LlamaCppEngine:
         return sum(slot["is_processing"] for slot in self._ask("GET", "/slots"))
 
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return llama.cpp's whole answer to a completion request: for measuring, the chat streams."""
-        return self._server.handle_completions({**request, "stream": False})
+        """Return llama.cpp's own answer to a `/completion` request: for measuring, the chat streams."""
+        return self._ask("POST", "/completion", {"return_tokens": True, **request})
 
     def _prompt(self, messages: Sequence[Message], adapter: str) -> str:
         own = self.adapters[adapter].template if adapter else None

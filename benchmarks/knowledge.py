@@ -1,0 +1,158 @@
+"""`python -m benchmarks.knowledge`: how well and how fast questions find their passages.
+
+Prints the figures and writes them to benchmarks/results/knowledge.json. The parts that need MedQuAD are left out, and
+said so, when neither DATASETS_MIRROR nor the Hub has it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from medchat import knowledge
+from medchat.errors import UserError
+from medchat.knowledge import Knowledge, Topics, open_knowledge, sentences, supported
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "tests" / "data"
+RESULTS = ROOT / "benchmarks" / "results" / "knowledge.json"
+OWN_FILES = 20_000
+
+
+def main() -> None:
+    """Run every part and write the figures."""
+    started = time.perf_counter()
+    topics = open_knowledge("builtin")
+    assert isinstance(topics, Topics)
+    results: dict[str, object] = {"builtin": {"load_seconds": round(time.perf_counter() - started, 3), **builtin(topics)}}
+    results["support"] = support(topics)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MEDCHAT_CACHE"] = str(Path(folder, "cache"))
+        results["medquad"] = medquad()
+        results["own_folder"] = own_folder(topics, Path(folder, "own"))
+    print(json.dumps(results, indent=2))
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def builtin(topics: Knowledge) -> dict:
+    """Return hit@1, hit@3 and the off-topic rate on both halves of the question sets."""
+    return {split: retrieval(topics, split) for split in ("tune", "test")}
+
+
+def retrieval(topics: Knowledge, split: str) -> dict[str, float]:
+    """Return the share of questions with a right topic first and among three, and of off-topic ones that find anything."""
+    asked = questions("retrieval_questions.jsonl", split)
+    found = [[p.topic for p in topics.search(q["question"], limit=3)] for q in asked]
+    off = questions("off_topic_questions.jsonl", split)
+    return {
+        "questions": len(asked),
+        "hit@1": _share(f[:1] and f[0] in q["topics"] for f, q in zip(found, asked, strict=True)),
+        "hit@3": _share(set(f) & set(q["topics"]) for f, q in zip(found, asked, strict=True)),
+        "off_topic": len(off),
+        "off_topic_found": _share(topics.search(q["question"]) for q in off),
+        "milliseconds": _milliseconds(topics.search, [q["question"] for q in asked]),
+    }
+
+
+def support(topics: Knowledge) -> dict[str, float]:
+    """Return how many faithful and invented sentences the overlap check calls supported."""
+    rows = questions("support_sentences.jsonl")
+    called = [supported(row["sentence"], [p for p in [topics.get(row["passage"])] if p]) for row in rows]
+    pairs = list(zip(rows, called, strict=True))
+    return {
+        "threshold": knowledge.SUPPORT,
+        "faithful_supported": _share(c for row, c in pairs if row["supported"]),
+        "invented_supported": _share(c for row, c in pairs if not row["supported"]),
+    }
+
+
+def medquad() -> dict | str:
+    """Return seconds to build and to open again, memory and MRR over the paraphrased questions."""
+    started = time.perf_counter()
+    try:
+        shelf = open_knowledge("medquad")
+    except UserError as error:
+        return f"left out: {error}"
+    result: dict = {"passages": len(shelf), "build_seconds": round(time.perf_counter() - started, 1)}
+    result.update(_opened_again("medquad"))
+    for split in ("tune", "test"):
+        asked = questions("medquad_questions.jsonl", split)
+        result[split] = {
+            "questions": len(asked),
+            "mrr": round(sum(_reciprocal(shelf, q) for q in asked) / len(asked), 3),
+            "off_topic_found": _share(shelf.search(q["question"]) for q in questions("off_topic_questions.jsonl", split)),
+            "milliseconds": _milliseconds(shelf.search, [q["question"] for q in asked]),
+        }
+    return result
+
+
+def _reciprocal(shelf: Knowledge, question: dict) -> float:
+    wanted = {topic.lower() for topic in question["topics"]}
+    found = shelf.search(question["question"], limit=10)
+    return next((1 / rank for rank, passage in enumerate(found, 1) if passage.topic.lower() in wanted), 0.0)
+
+
+def own_folder(topics: Topics, folder: Path) -> dict:
+    """Return seconds to index 20,000 files made by shuffling our own sentences, and to open them again."""
+    pool = [s for topic in topics.topics for s in sentences(topic["overview"] + " " + topic["signs"])]
+    dice = random.Random(0)
+    for number in range(OWN_FILES):
+        path = folder / f"{number // 500:03}" / f"note-{number:05}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# Note {number}\n\n" + " ".join(dice.sample(pool, 12)), encoding="utf-8")
+    started = time.perf_counter()
+    shelf = open_knowledge(str(folder))
+    built = time.perf_counter() - started
+    asked = [q["question"] for q in questions("retrieval_questions.jsonl", "tune")[:100]]
+    return {
+        "files": OWN_FILES,
+        "passages": len(shelf),
+        "build_seconds": round(built, 1),
+        **_opened_again(str(folder)),
+        "milliseconds": _milliseconds(shelf.search, asked),
+    }
+
+
+def _opened_again(source: str) -> dict[str, float]:
+    """Return seconds to open an index and the memory it adds, in a process of its own."""
+    code = (
+        "import resource, sys, time; from medchat.knowledge import open_knowledge\n"
+        "import medchat.shelf\n"
+        "def mb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "before, t = mb(), time.perf_counter(); shelf = open_knowledge(sys.argv[1]); t = time.perf_counter() - t\n"
+        "shelf.search('what helps against diabetis'); print(t, mb() - before)"
+    )
+    out = subprocess.run([sys.executable, "-c", code, source], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    seconds, megabytes = map(float, out.split())
+    return {"open_again_seconds": round(seconds, 3), "memory_mb": round(megabytes, 1)}
+
+
+def questions(name: str, split: str | None = None) -> list[dict]:
+    """Return the rows of a question file, of one split when it is named."""
+    rows = [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if split is None or row["split"] == split]
+
+
+def _share(values: Iterable[object]) -> float:
+    flags = [bool(value) for value in values]
+    return round(sum(flags) / len(flags), 3)
+
+
+def _milliseconds(search: Callable, asked: list[str]) -> float:
+    search(asked[0])
+    started = time.perf_counter()
+    for question in asked:
+        search(question)
+    return round((time.perf_counter() - started) / len(asked) * 1000, 2)
+
+
+if __name__ == "__main__":
+    main()

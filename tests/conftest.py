@@ -1,0 +1,86 @@
+"""Shared parts of the tests: an isolated cache, the tiny models, the embedded engine, and a running app."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test depends on the network
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random Llama: `base` (transformers), `base.gguf`, and `adapter` on all linear layers."""
+    from tests import tiny as make
+
+    folder = tmp_path_factory.mktemp("tiny")
+    model = make.make_llama(folder / "base")
+    make.write_gguf(model, make.make_tokenizer(), folder / "base.gguf")
+    linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    make.make_adapter(model, folder / "adapter", targets=linear)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_engine() -> Any:
+    """The engine that `python app.py` opens by default."""
+    from medchat.engines.llama_cpp import open_llama_cpp
+
+    return open_llama_cpp("embedded", ["embedded"])
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    """Return whether `condition` came true within `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return condition()
+
+
+@pytest.fixture(scope="session")
+def app_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `python app.py`, started as a user would."""
+    port = free_port()
+    log = (tmp_path_factory.mktemp("app") / "log.txt").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--port", str(port)], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+    )
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        try:
+            return urllib.request.urlopen(url, timeout=5).status == 200
+        except OSError:
+            return False
+
+    try:
+        if not wait_until(answers, 60):
+            log.seek(0)
+            pytest.fail(f"the app did not start:\n{log.read()}")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(10)
+        log.close()
