@@ -31,7 +31,9 @@ def main() -> None:
     started = time.perf_counter()
     topics = open_knowledge("builtin")
     assert isinstance(topics, Topics)
-    results: dict[str, object] = {"builtin": {"load_seconds": round(time.perf_counter() - started, 3), **builtin(topics)}}
+    results: dict[str, object] = {
+        "builtin": {"load_seconds": round(time.perf_counter() - started, 3), **builtin(topics)}
+    }
     results["support"] = support(topics)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MEDCHAT_CACHE"] = str(Path(folder, "cache"))
@@ -48,7 +50,7 @@ def builtin(topics: Knowledge) -> dict:
 
 
 def retrieval(topics: Knowledge, split: str) -> dict[str, float]:
-    """Return the share of questions with a right topic first and among three, and of off-topic ones that find anything."""
+    """Return the share of questions with a right topic first, among three, and of off-topic ones that find anything."""
     asked = questions("retrieval_questions.jsonl", split)
     found = [[p.topic for p in topics.search(q["question"], limit=3)] for q in asked]
     off = questions("off_topic_questions.jsonl", split)
@@ -88,7 +90,9 @@ def medquad() -> dict | str:
         result[split] = {
             "questions": len(asked),
             "mrr": round(sum(_reciprocal(shelf, q) for q in asked) / len(asked), 3),
-            "off_topic_found": _share(shelf.search(q["question"]) for q in questions("off_topic_questions.jsonl", split)),
+            "off_topic_found": _share(
+                shelf.search(q["question"]) for q in questions("off_topic_questions.jsonl", split)
+            ),
             "milliseconds": _milliseconds(shelf.search, [q["question"] for q in asked]),
         }
     return result
@@ -122,15 +126,17 @@ def own_folder(topics: Topics, folder: Path) -> dict:
 
 
 def _opened_again(source: str) -> dict[str, float]:
-    """Return seconds to open an index and the memory it adds, in a process of its own."""
+    """Return seconds to open an index and the memory it holds after a search, in a process of its own (Linux)."""
     code = (
-        "import resource, sys, time; from medchat.knowledge import open_knowledge\n"
+        "import re, sys, time; from pathlib import Path; from medchat.knowledge import open_knowledge\n"
         "import medchat.shelf\n"
-        "def mb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "def mb(): return int(re.search(r'VmRSS:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) / 1024\n"
         "before, t = mb(), time.perf_counter(); shelf = open_knowledge(sys.argv[1]); t = time.perf_counter() - t\n"
         "shelf.search('what helps against diabetis'); print(t, mb() - before)"
     )
-    out = subprocess.run([sys.executable, "-c", code, source], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code, source], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
     seconds, megabytes = map(float, out.split())
     return {"open_again_seconds": round(seconds, 3), "memory_mb": round(megabytes, 1)}
 

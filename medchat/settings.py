@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-ENGINES = ("auto", "llama_cpp")
+ENGINES = ("auto", "llama_cpp", "remote")
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,8 @@ class Settings:
     port: int
     engine: str
     base: str
+    base_url: str
+    api_key: str | None = field(repr=False)
     adapters: tuple[str, ...]
     share: bool
     on_space: bool
@@ -44,9 +46,16 @@ def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
     )
     parser.add_argument(
         "--base",
-        default=env.get("base", "embedded"),
+        default=env.get("base"),
         metavar="ID|PATH|embedded",
         help="base model: a GGUF file, the Hub id of one (org/name or org/name/file.gguf), or the embedded one",
+    )
+    parser.add_argument(
+        "--base-url",
+        default=env.get("base_url", ""),
+        metavar="URL",
+        help="OpenAI-compatible server that runs the model, http://HOST:8000/v1; --base and --adapter name its models; "
+        "its key goes into MEDCHAT_API_KEY",
     )
     parser.add_argument(
         "--adapter",
@@ -56,14 +65,18 @@ def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
     )
     parser.add_argument("--share", action="store_true", default=env.get("share") == "1", help="open a public link")
     arguments = parser.parse_args(argv)
+    remote = arguments.engine == "remote" or (arguments.engine == "auto" and bool(arguments.base_url))
+    base = arguments.base or ("" if remote else "embedded")  # "": the server's first model
     adapters = arguments.adapter or [name.strip() for name in env.get("adapter", "").split(",") if name.strip()]
-    if not adapters and arguments.base == "embedded":
+    if not adapters and base == "embedded" and not remote:
         adapters = ["embedded"]
     return Settings(
         host=arguments.host,
         port=arguments.port,
-        engine=arguments.engine,
-        base=arguments.base,
+        engine="remote" if remote else arguments.engine,
+        base=base,
+        base_url=arguments.base_url,
+        api_key=env.get("api_key", "").strip() or None,  # no flag: every user of a machine can read those
         adapters=tuple(dict.fromkeys(adapters)),
         share=arguments.share,
         on_space=bool(environ.get("SPACE_ID")),

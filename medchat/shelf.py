@@ -1,7 +1,7 @@
 """Knowledge on disk: MedQuAD, or a person's own folder, cut into passages and indexed with SQLite's FTS5.
 
-The index lives in medchat.files.cache_dir(), opens in milliseconds and needs little memory. FTS5 finds candidates; the same
-words, weights and rules as for the built-in topics rank them. A text found here is data: markup and control characters
+The index lives in medchat.files.cache_dir(), opens in milliseconds and needs little memory. FTS5 finds candidates; the
+same words and weights as for the built-in topics rank them. A text found here is data: markup and control characters
 are taken out, and nothing of it is followed or run.
 """
 
@@ -21,7 +21,19 @@ from threading import RLock
 
 from medchat.errors import UserError
 from medchat.files import cache_dir
-from medchat.knowledge import MAX_WORDS, SATURATION, Knowledge, Passage, Query, elsewhere, leans_on_history, make_query, sentences
+from medchat.knowledge import (
+    EARLIER,
+    MAX_WORDS,
+    SATURATION,
+    Knowledge,
+    Passage,
+    Query,
+    elsewhere,
+    leans_on_history,
+    make_query,
+    points_back,
+    sentences,
+)
 from medchat.prompt import Message
 from medchat.words import STOP, Speller, stem, words
 
@@ -65,9 +77,10 @@ class Shelf(Knowledge):
     def __len__(self) -> int:
         """Return the number of passages."""
         with self._lock:
-            if self._size is None:
-                self._size = self._database.execute("SELECT count(*) FROM passages").fetchone()[0]
-            return self._size
+            size = self._size
+            if size is None:
+                size = self._size = int(self._database.execute("SELECT count(*) FROM passages").fetchone()[0])
+            return size
 
     @property
     def report(self) -> Sequence[str]:  # type: ignore[override]
@@ -87,11 +100,11 @@ class Shelf(Knowledge):
         with self._lock:
             if self._folder and time.monotonic() - self._scanned > 20 * self._scan_seconds:
                 self.refresh()
-            found = self._find(self._query(question))
+            query = self._query(question)
+            found = self._find(query)
             earlier = [m["content"] for m in history if m.get("role") == "user"][-2:]
-            if earlier and leans_on_history(question):
-                query = self._query(question)
-                for share, text in zip((0.6, 0.3), reversed(earlier), strict=False):
+            if earlier and leans_on_history(question) and (not found or points_back(question)):
+                for share, text in zip(EARLIER, reversed(earlier), strict=False):
                     query = query.joined(self._query(text), share)
                 found = self._find(query)
         passages: list[Passage] = []
@@ -106,7 +119,7 @@ class Shelf(Knowledge):
     def _query(self, text: str) -> Query:
         if self._known is None:
             self._known = _Known(self._database)
-        return make_query(text, self._known, self._known)
+        return make_query(text, self._known, self._known.nearest)
 
     def _find(self, query: Query) -> list[Passage]:
         size, known = len(self), self._known
@@ -117,7 +130,11 @@ class Shelf(Knowledge):
             count = known.count(word)
             return math.log(1 + (size - count + 0.5) / (count + 0.5))
 
-        groups = [(g, max(g.share * v * weight(w) for w, v in g.words.items())) for g in query.groups if " " not in min(g.words)]
+        groups = [
+            (g, max(g.share * v * weight(w) for w, v in g.words.items()))
+            for g in query.groups
+            if " " not in min(g.words)
+        ]
         whole = sum(most for _, most in groups)
         terms = {word for group, _ in groups for word in group.words if known.count(word)}
         if not whole or not terms:
@@ -127,7 +144,8 @@ class Shelf(Knowledge):
         match = " OR ".join(f'"{word}"' for word in sorted(rare))
         rows = self._database.execute(
             f"SELECT {_COLUMNS}, names, body FROM passages JOIN "
-            "(SELECT rowid AS found, names, body FROM stems WHERE stems MATCH ? ORDER BY bm25(stems, 4.0, 1.0) LIMIT ?) "
+            "(SELECT rowid AS found, names, body FROM stems WHERE stems MATCH ?"
+            " ORDER BY bm25(stems, 4.0, 1.0) LIMIT ?) "
             "ON found = number",
             (match, CANDIDATES),
         ).fetchall()
@@ -136,7 +154,7 @@ class Shelf(Knowledge):
         for *row, names, body in rows:
             named, told = names.split(), body.split()
             score = 0.0
-            for group, most in groups:
+            for group, _ in groups:
                 best = 0.0
                 for word, share in group.words.items():
                     count = 5.0 * named.count(word) + told.count(word)
@@ -144,7 +162,10 @@ class Shelf(Knowledge):
                 score += best
             # A long name that the question does not speak of is another topic ("... in children").
             strange = sum(weight(word) for word in set(named) - terms) / (1 + sum(weight(word) for word in set(named)))
-            away = sum(most for group, most in groups if min(group.words) in other and min(group.words) not in named) / whole
+            away = (
+                sum(most for group, most in groups if min(group.words) in other and min(group.words) not in named)
+                / whole
+            )
             confidence = score / whole - 0.15 * strange - AWAY * away
             ranked.append((score * (1 - 0.15 * strange), confidence, Passage(*row)))
         ranked.sort(key=lambda item: -item[0])
@@ -217,7 +238,15 @@ class _Known:
 
 
 def add(
-    database: sqlite3.Connection, id: str, path: str, topic: str, title: str, text: str, source: str, url: str, names: str
+    database: sqlite3.Connection,
+    id: str,
+    path: str,
+    topic: str,
+    title: str,
+    text: str,
+    source: str,
+    url: str,
+    names: str,
 ) -> None:
     """Put one passage into the index; `names` are the words that count most for finding it."""
     row = database.execute(
@@ -236,7 +265,8 @@ def open_folder(folder: Path) -> Shelf:
     """Open a person's folder of Markdown, text and PDF files; raises UserError when there is no such folder."""
     if not folder.is_dir():
         raise UserError(
-            f"There is no knowledge folder {str(folder)!r}.", 'Type the path of a folder, "builtin", "medquad" or "none".'
+            f"There is no knowledge folder {str(folder)!r}.",
+            'Type the path of a folder, "builtin", "medquad" or "none".',
         )
     folder = folder.resolve()
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
@@ -259,12 +289,24 @@ def _index_medquad(shelf: Shelf) -> None:
             if not row["answer"] or row["answer"] in seen:
                 continue
             seen.add(row["answer"])
-            question = re.sub(r"[\s?]*$", "?", " ".join(row["question"].replace("(are) ", "").replace("(s)", "").split()))
-            source = _INSTITUTES.get(row["document_source"], row["document_source"])
+            question = re.sub(
+                r"[\s?]*$", "?", " ".join(row["question"].replace("(are) ", "").replace("(s)", "").split())
+            )
+            source = _INSTITUTES.get(row["document_source"], row["document_source"] or "MedQuAD")
             for part, text in enumerate(_passages(clean(row["answer"])), 1):
                 names = f"{row['question_focus']} {question} {row['question_type'] or ''}"
                 focus = row["question_focus"] or question
-                add(database, f"medquad-{number}#{part}", "", focus, question, text, source, row["document_url"] or "", names)
+                add(
+                    database,
+                    f"medquad-{number}#{part}",
+                    "",
+                    focus,
+                    question,
+                    text,
+                    source,
+                    row["document_url"] or "",
+                    names,
+                )
     shelf._forget()
 
 
@@ -426,7 +468,7 @@ def _sections(text: str, title: str) -> Iterator[tuple[str, str]]:
 
 
 def _passages(text: str, least: int = 60, most: int = 120) -> Iterator[str]:
-    """Yield passages of whole sentences, 60 to 150 words where the text is long enough, cut at paragraphs if possible."""
+    """Yield passages of whole sentences, 60 to 150 words where the text is long enough, cut at paragraphs if it can."""
     held: list[str] = []
     size = 0
     for paragraph in re.split(r"\n\s*\n", text):

@@ -93,9 +93,11 @@ def build_demo(engine: Engine, notice: str | None = None) -> gr.Blocks:
         options = [adapter, temperature, max_tokens, seed]
         outputs = [chatbot, box, status]
         private: dict[str, Any] = {"api_visibility": "private"}
-        asked = box.submit(_take, [box, chatbot], outputs, queue=False, **private)
-        picked = chatbot.example_select(_take_example, [chatbot], outputs, queue=False, **private)
-        again = chatbot.retry(_take_again, [chatbot], outputs, queue=False, **private)
+        # In the queue, since only there an error becomes a message, but never waiting.
+        at_once = {"concurrency_limit": None, "show_progress": "hidden", **private}
+        asked = box.submit(_take, [box, chatbot], outputs, **at_once)
+        picked = chatbot.example_select(_take_example, [chatbot], outputs, **at_once)
+        again = chatbot.retry(_take_again, [chatbot], outputs, **at_once)
         running: list[Any] = [
             taken.success(respond, [chatbot, *options], outputs, show_progress="hidden", **model, **private)
             for taken in (asked, picked, again)

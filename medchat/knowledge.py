@@ -1,0 +1,512 @@
+"""Knowledge: passages to read before answering, found for a question, and what of a reply they support.
+
+Three shelves: the topics in assets/knowledge (built in), MedQuAD from the Hub, or a person's own folder. What a passage
+says is data for the prompt, never an instruction, and nothing here runs or obeys it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+from medchat.prompt import Message
+from medchat.words import STOP, Speller, stem, words
+
+TOPICS = Path(__file__).parent.parent / "assets" / "knowledge"
+FIELDS = ("overview", "signs", "self_care", "seek_care", "treatment")
+MAX_QUESTION = 2_000  # characters of a question that are searched; the rest of a longer one is not read
+MAX_WORDS = 110  # per passage asked for: two passages are at most 220 words, about 300 tokens of the prompt
+
+# Confidence below which nothing is shown, set on the "tune" half of tests/data/*_questions.jsonl
+# (`python -m benchmarks.knowledge` prints what it lets through on both halves).
+MIN_CONFIDENCE = 0.5
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text to rest an answer on; `text` is verbatim what the index holds, `score` the confidence from 0 to 1."""
+
+    id: str
+    topic: str
+    title: str
+    text: str
+    source: str
+    url: str
+    score: float = 0.0
+
+
+class Knowledge:
+    """What open_knowledge returns: this one is empty, the others fill it. Safe to use from several threads."""
+
+    report: Sequence[str] = ()  # what could not be read, a sentence each
+
+    def search(self, question: str, history: Sequence[Message] = (), *, limit: int = 2) -> list[Passage]:
+        """Return at most `limit` passages for a question, best first; [] below the measured confidence.
+
+        `history` is the conversation before it: its last questions are used for one that cannot stand alone ("and how
+        is it treated?"). Together the passages hold at most 110 words for each one asked for, at least one passage.
+        """
+        del question, history, limit
+        return []
+
+    def get(self, id: str) -> Passage | None:
+        """Return the passage with this id, None when there is none (any longer)."""
+        del id
+        return None
+
+    def __len__(self) -> int:
+        """Return the number of passages."""
+        return 0
+
+
+def open_knowledge(source: str = "builtin") -> Knowledge:
+    """Open the knowledge named by `source`: "builtin", "medquad", the path of a folder, "none" or "" for an empty one.
+
+    Raises UserError for a folder that is not there, or when MedQuAD cannot be loaded.
+    """
+    if source in ("", "none"):
+        return Knowledge()
+    if source == "builtin":
+        return Topics()
+    from medchat.shelf import open_folder, open_medquad
+
+    return open_medquad() if source == "medquad" else open_folder(Path(source))
+
+
+# How much a word counts where it stands, and how soon more of the same word stops counting (BM25F). Set on "tune".
+WEIGHTS = {"names": 5.0, "everyday": 5.0, "signs": 3.0, "text": 1.0}
+PAIR = 4.0  # two words side by side in a name or everyday phrase
+SATURATION = 2.0
+LENGTH = 0.3
+EARLIER = (0.9, 0.4)  # the last question's words and those of the one before it, for a question that needs them
+NAME = 0.6  # the question holds a whole name of the topic
+
+
+class Topics(Knowledge):
+    """The built-in topics: about 600 records held in memory, searched by topic first and then by kind of passage."""
+
+    def __init__(self, folder: Path = TOPICS):
+        self.topics: list[dict] = []
+        for path in sorted(folder.glob("*.jsonl")):
+            self.topics += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        self._number = {topic["id"]: i for i, topic in enumerate(self.topics)}
+        everyday = _lines(folder / "everyday.txt")
+        rows = [
+            {
+                "names": ", ".join([topic["title"], *topic["aliases"]]),
+                "everyday": everyday.get(topic["id"], ""),
+                "signs": topic["signs"],
+                "text": " ".join(topic[field] for field in FIELDS if field != "signs"),
+            }
+            for topic in self.topics
+        ]
+        # Other worlds (cooking, computers) stand in the same index: a question that fits one of them finds nothing.
+        rows += [{"everyday": line} for line in _lines(folder / "elsewhere.txt").values()]
+        self._index = Index(rows)
+        self._names: dict[tuple[str, ...], int] = {}
+        for i, topic in enumerate(self.topics):
+            for name in [topic["title"], *topic["aliases"]]:
+                if key := tuple(_stems(name)):
+                    self._names.setdefault(key, i)
+
+    def __len__(self) -> int:
+        """Return the number of passages, five for each topic."""
+        return len(self.topics) * len(FIELDS)
+
+    def get(self, id: str) -> Passage | None:
+        """Return the passage "topic#field", None when there is none."""
+        topic, _, field = id.partition("#")
+        if topic not in self._number or field not in FIELDS:
+            return None
+        return self._passage(self._number[topic], field, 1.0)
+
+    def search(self, question: str, history: Sequence[Message] = (), *, limit: int = 2) -> list[Passage]:
+        """Return passages of the best topics, of the kind that the question asks for first (see Knowledge.search)."""
+        ranked = self.rank(question, history)
+        if not ranked:
+            return []
+        query = self._index.query(question)
+        choices: list[tuple[int, str, float]] = []
+        # Two passages are for a prompt, where a weak rival does harm; who asks for more wants to see other topics too.
+        least = max(MIN_CONFIDENCE, 0.75 * ranked[0][1]) if limit <= 2 else 0.0
+        close = [(i, c) for i, c in ranked if c >= least]
+        for i, confidence in close[:limit]:
+            choices.append((i, self._fields(i, question, query)[0], confidence))
+        # Without a rival the same topic says more: how urgent it is, then what else the question touches.
+        choices += [(close[0][0], field, close[0][1]) for field in self._fields(close[0][0], question, query)[1:]]
+        passages: list[Passage] = []
+        room = MAX_WORDS * limit
+        for i, field, confidence in choices:
+            passage = self._passage(i, field, confidence)
+            size = len(passage.text.split())
+            if len(passages) < limit and (size <= room or not passages):
+                passages.append(passage)
+                room -= size
+        return passages
+
+    def rank(self, question: str, history: Sequence[Message] = ()) -> list[tuple[int, float]]:
+        """Return (number of the topic, confidence) of up to ten topics, best first; [] when the best is not sure."""
+        query = self._index.query(question)
+        ranked = self._rank(query)
+        earlier = [m["content"] for m in history if m.get("role") == "user"][-2:]
+        sure = bool(ranked) and (not points_back(question) or (ranked[0][1] > 0.9 and len(query.content) > 3))
+        if earlier and not sure and leans_on_history(question):
+            for share, text in zip(EARLIER, reversed(earlier), strict=False):
+                query = query.joined(self._index.query(text), share)
+            ranked = self._rank(query)
+        return ranked
+
+    def _rank(self, query: Query) -> list[tuple[int, float]]:
+        scores = self._index.scores(query)
+        for size in range(1, 6):
+            for start in range(len(query.content) - size + 1):
+                name = tuple(query.content[start : start + size])
+                if (i := self._names.get(name)) is not None and i in scores:
+                    scores[i] += NAME * sum(self._index.weight(word) for word in name)
+                    scores[i] += 4.0 if size == len(query.content) else 0.0  # "imodium": the name and nothing else
+        ours = {i: score for i, score in scores.items() if i < len(self.topics)}
+        elsewhere = max((score for i, score in scores.items() if i not in ours), default=0.0)
+        best = sorted(ours.items(), key=lambda item: -item[1])[:10]
+        ranked = [(i, _confidence(score, elsewhere)) for i, score in best]
+        return ranked if ranked and ranked[0][1] >= MIN_CONFIDENCE else []
+
+    def _fields(self, i: int, question: str, query: Query) -> list[str]:
+        """Return the five kinds of passage, the one that answers the question first."""
+        topic = self.topics[i]
+        kind = topic["kind"] if topic["kind"] in _WISHES else "condition"
+        wanted = dict(_DEFAULT[kind])
+        for field, pattern in _WISHES[kind].items():
+            if pattern.search(question.lower()[:MAX_QUESTION]):
+                # "What are the symptoms" holds "what are": the other kinds go before the overview.
+                wanted[field] = wanted.get(field, 0) + (0.5 if field == "overview" else 1.0)
+        asked = {word for group in query.groups for word in group.words}
+        for field in FIELDS:
+            shared = {stem(word) for word in words(topic[field])} & asked
+            wanted[field] = wanted.get(field, 0) + 0.08 * sum(self._index.weight(word) for word in shared)
+        return sorted(FIELDS, key=lambda field: -wanted[field])
+
+    def _passage(self, i: int, field: str, confidence: float) -> Passage:
+        topic = self.topics[i]
+        heading = _HEADINGS.get(topic["kind"], _HEADINGS["condition"])[FIELDS.index(field)]
+        source = topic["source"]
+        return Passage(
+            f"{topic['id']}#{field}",
+            topic["id"],
+            f"{topic['title']}: {heading}",
+            topic[field],
+            source["name"],
+            source["url"],
+            round(confidence, 3),
+        )
+
+
+_HEADINGS = {
+    "condition": ("what it is", "typical signs", "what you can do", "when to get help", "how it is found and treated"),
+    "medicine": (
+        "what it is for",
+        "what people notice",
+        "taking it safely",
+        "when to get help",
+        "who should check first",
+    ),
+    "test": ("what it is", "what results show", "how to get ready", "when to get help", "what happens"),
+    "first_aid": ("the danger", "how to recognize it", "what to do", "when to call for help", "what professionals do"),
+    "living": (
+        "what it is about",
+        "what is normal to notice",
+        "what you can do",
+        "when to get help",
+        "what care can add",
+    ),
+}
+
+# What a question asks for, in its own words; a passage of that kind gets one point, shared words some more.
+_HELP = (
+    r"\b(serious|danger\w*|emergency|urgent|hospital|ambulance|a&e|see (a|the|my) doctor|worr\w+|call"
+    r"|when (should|do|to)"
+)
+_DO = (
+    r"\b(what (can|should|could|to|do) (i|we|you|he|she|they|do)|help[s ]|relie\w+|remed\w+|avoid|eat|diet"
+    r"|prevent\w*|stop|"
+)
+_WISHES = {
+    "condition": {
+        "overview": re.compile(
+            r"\b(what (is|are|causes?)|what's|why|caus\w+|contagious|catch\w*|inherit\w*|who gets|risk)\b"
+        ),
+        "signs": re.compile(
+            r"\b(symptoms?|signs?|how (do|can) (i|you|we) (know|tell)|tell if|feels? like|looks? like|notice)\b"
+        ),
+        "self_care": re.compile(
+            _DO + r"get rid|myself|at home|ease|safe to|how to|how (do|can|should) (i|we) treat|can i|should i)\b"
+        ),
+        "seek_care": re.compile(_HELP + r" (i )?(go|take|call|worry|see))\b"),
+        "treatment": re.compile(
+            r"\b(treat\w*|cur(e|ed|able)|therap\w+|operation|surgery|"
+            r"tests?|tested|diagnos\w+|find out|scans?|medicines?|recover\w*)\b"
+        ),
+    }
+}
+_WISHES["living"] = _WISHES["condition"]
+_WISHES["symptom"] = _WISHES["condition"]
+_WISHES["first_aid"] = {
+    "seek_care": re.compile(_HELP + r" (i )?(go|take|call|worry|see))\b"),
+    "signs": re.compile(r"\b(symptoms?|signs?|how (do|can) (i|you|we) (know|tell)|tell if|recogni[sz]e)\b"),
+}
+_WISHES["medicine"] = {
+    "overview": re.compile(r"\b(what (is|are)|what's|used for|how does .* work|why)\b"),
+    "signs": re.compile(r"\b(side effects?|makes? me|made me|making me|feel|cause[sd]?|normal)\b"),
+    "self_care": re.compile(
+        r"\b(how (to|do i|should)|take it|when (to|should)|before or after|store|miss\w*|forgot\w*|long)\b"
+    ),
+    "seek_care": re.compile(_HELP + r" i (call|worry|see))\b"),
+    "treatment": re.compile(r"\b(together|with|alcohol|pregnan\w+|breastfe\w+|interact\w*|who|mix|drink|safe|while)\b"),
+}
+_WISHES["test"] = {
+    "overview": re.compile(r"\b(what (is|are)|what's|why|need)\b"),
+    "signs": re.compile(r"\b(results?|mean|high|low|raised|normal|ok|bad|positive|negative|level|\d+(\.\d+)?)\b"),
+    "self_care": re.compile(r"\b(prepare|ready|before|fasting|eat|drink|full bladder|wear)\b"),
+    "seek_care": re.compile(_HELP + r" i (call|worry|see))\b"),
+    "treatment": re.compile(r"\b(hurt\w*|pain\w*|during|after|happens?|how long|done|awake|asleep|what is it like)\b"),
+}
+_DEFAULT = {
+    "condition": {"overview": 0.3, "seek_care": 0.2, "self_care": 0.1},
+    "symptom": {"self_care": 0.3, "seek_care": 0.3},
+    "living": {"self_care": 0.4},
+    "medicine": {"overview": 0.3, "self_care": 0.1},
+    "test": {"overview": 0.3, "treatment": 0.1},
+    "first_aid": {"self_care": 1.0, "seek_care": 0.9},
+}
+
+_LEANING = re.compile(
+    r"^\W*(and|but|so|or|then|ok|okay|what about|how about|also|why|what if|for how long|how long|how often)\b"
+    r"|\b(it|its|this|that|these|those|they|them|there|he|she|him|her)\b"
+)
+_ASKING = re.compile(
+    r"\b(treat\w*|cure\w*|symptoms?|signs?|causes?|caused|doctor|hospital|prevent\w*|contagious|catching|serious|"
+    r"dangerous|medicines?|tests?|tested|diet|exercise|how long|what (can|should) i do|side effects?|surgery|"
+    r"diagnosed)\b"
+)
+
+
+def points_back(question: str) -> bool:
+    """Whether a question begins as a continuation or holds a word like "it" that may stand for an earlier topic."""
+    return bool(_LEANING.search(question.lower()[:MAX_QUESTION]))
+
+
+def leans_on_history(question: str) -> bool:
+    """Whether a question cannot stand alone: it points back, or asks for a kind of passage without naming a topic."""
+    text = question.lower()[:MAX_QUESTION]
+    content = [word for word in words(text) if word not in STOP]
+    if not content and not re.search(r"\b(why|how|when|what)\b", text):
+        return False  # "thanks", "ok"
+    return points_back(text) or (len(content) <= 3 and bool(_ASKING.search(text)))
+
+
+def _confidence(score: float, elsewhere: float) -> float:
+    """Return 0 to 1 from a topic's score and that of the best other world: a logistic curve fitted on "tune".
+
+    0.5 is where 3 of the 100 off-topic questions of that half pass.
+    """
+    return 1 / (1 + math.exp(-(0.42 * min(score, 25.0) - 6.26 * elsewhere / score - 0.62)))
+
+
+@dataclass(frozen=True)
+class Group:
+    """One word of a question: its stem and the stems that may stand for it, each with a weight from 0 to 1."""
+
+    words: dict[str, float]
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question as the index reads it: groups of words, and its stems in order without stop words (`content`)."""
+
+    groups: list[Group]
+    content: list[str]
+
+    def joined(self, other: Query, share: float) -> Query:
+        """Return this question with another's words, which count `share` as much."""
+        return Query(
+            self.groups + [Group(g.words, g.share * share) for g in other.groups], self.content + other.content
+        )
+
+
+class Index:
+    """An inverted index with weighted columns (BM25F), spelling correction and everyday synonyms."""
+
+    def __init__(self, rows: Sequence[dict[str, str]]):
+        self._postings: dict[str, dict[int, float]] = {}
+        known: dict[str, float] = dict.fromkeys(STOP, 1.0)
+        slots: dict[str, dict[int, float]] = {
+            word: {} for word in STOP
+        }  # word -> its stem's posting; stop words' fall away
+        for column, weight in WEIGHTS.items():
+            counts = {i: Counter(words(row[column])) for i, row in enumerate(rows) if row.get(column)}
+            sizes = {i: sum(counter.values()) for i, counter in counts.items()}
+            mean = sum(sizes.values()) / max(1, len(sizes))
+            for i, counter in counts.items():
+                scale = weight / (1 - LENGTH + LENGTH * sizes[i] / mean)
+                for word, count in counter.items():
+                    if (posting := slots.get(word)) is None:
+                        posting = slots[word] = self._postings.setdefault(stem(word), {})
+                        known[word] = 2.0 if column == "names" else 1.0
+                    posting[i] = posting.get(i, 0.0) + scale * count
+        for i, row in enumerate(rows):
+            for column, value in (("names", PAIR), ("everyday", 0.7 * PAIR)):
+                for pair in {pair for part in row.get(column, "").split(",") for pair in _pairs(_stems(part))}:
+                    posting = self._postings.setdefault(pair, {})
+                    posting[i] = posting.get(i, 0.0) + value
+        self._size = len(rows)
+        self.speller = Speller(known)
+
+    def weight(self, word: str) -> float:
+        """Return how much a stem tells: the rarer the more, most for one that stands nowhere (inverse frequency)."""
+        found = len(self._postings.get(word, ()))
+        return math.log(1 + (self._size - found + 0.5) / (found + 0.5))
+
+    def query(self, text: str) -> Query:
+        """Return a question as groups of stems: corrected, with synonyms, without stop words."""
+        return make_query(text, self._postings, self.speller.nearest)
+
+    def scores(self, query: Query) -> dict[int, float]:
+        """Return the score of each row that shares a word with the question."""
+        scores: dict[int, float] = {}
+        for group in query.groups:
+            best: dict[int, float] = {}
+            for word, weight in group.words.items():
+                factor = group.share * weight * self.weight(word)
+                for i, count in self._postings.get(word, {}).items():
+                    value = factor * count / (SATURATION + count)
+                    if value > best.get(i, 0.0):
+                        best[i] = value
+            for i, value in best.items():
+                scores[i] = scores.get(i, 0.0) + value
+        return scores
+
+
+def make_query(text: str, known: Container[str], nearest: Callable[[str], str | None]) -> Query:
+    """Return a question as groups of stems; `known` holds the stems of an index, `nearest` corrects a word."""
+    stems: list[str] = []
+    groups: dict[str, dict[str, float]] = {}
+    for word in words(text[:MAX_QUESTION])[:120]:
+        key, weight = stem(word), 1.0
+        if word not in STOP and key not in known and (near := nearest(word)):
+            word, key, weight = near, stem(near), 0.8
+        stems.append(key)
+        if word not in STOP:
+            groups.setdefault(key, {key: weight})
+    content = [key for key in stems if key in groups]
+    synonyms, longest = _synonyms()
+    for size in range(1, longest + 1):
+        for start in range(len(stems) - size + 1):
+            meaning = synonyms.get(tuple(stems[start : start + size]))
+            if not meaning or (size == 1 and stems[start] not in groups):
+                continue
+            last = stems[start + size - 1]
+            group = groups.setdefault(last if last in groups else " ".join(stems[start : start + size]), {})
+            for word in meaning:
+                group[word] = max(group.get(word, 0.0), 0.5 if size == 1 else 0.8)
+    for pair in _pairs(content):
+        if pair in known:
+            groups[pair] = {pair: 0.7}
+    return Query([Group(group) for group in groups.values()], content)
+
+
+@lru_cache(maxsize=1)
+def _synonyms() -> tuple[dict[tuple[str, ...], set[str]], int]:
+    """Return everyday phrase (as stems) -> stems of our texts from synonyms.txt, and the longest phrase's length."""
+    meanings: dict[tuple[str, ...], set[str]] = {}
+    for line in _content_lines(TOPICS / "synonyms.txt"):
+        phrases, _, meaning = line.partition("->")
+        for phrase in phrases.split(","):
+            key = tuple(stem(word) for word in words(phrase))
+            meanings.setdefault(key, set()).update(stem(word) for word in words(meaning))
+    return meanings, max(map(len, meanings))
+
+
+@lru_cache(maxsize=1)
+def elsewhere() -> frozenset[str]:
+    """Return the stems of the words of other worlds (elsewhere.txt)."""
+    return frozenset(word for line in _lines(TOPICS / "elsewhere.txt").values() for word in _stems(line))
+
+
+def _lines(path: Path) -> dict[str, str]:
+    """Return the lines "key: text" of a file."""
+    return {key: text for key, _, text in (line.partition(":") for line in _content_lines(path))}
+
+
+def _content_lines(path: Path) -> Iterator[str]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            yield line
+
+
+def _stems(text: str) -> list[str]:
+    return [stem(word) for word in words(text) if word not in STOP]
+
+
+def _pairs(stems: Sequence[str]) -> list[str]:
+    return [f"{a} {b}" for a, b in pairwise(stems)]
+
+
+# --- what of a reply rests on the passages ---
+
+_SENTENCE = re.compile(r"\S.*?(?:[.!?]+[\"”')\]]*(?=\s+[A-Z0-9\"“(•*-]|\s*$)|$)", re.DOTALL)
+SUPPORT = 0.6  # share of a sentence's content words that a passage must hold; set on tests/data/support_sentences.jsonl
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences of a text, each verbatim."""
+    return [match.group().strip() for line in text.splitlines() for match in _SENTENCE.finditer(line)]
+
+
+def supported(sentence: str, passages: Sequence[Passage]) -> bool:
+    """Whether one of the passages holds at least 60 % of the sentence's content words.
+
+    Words are compared as stems and through the synonym table; sentences of fewer than three content words ("I am glad
+    you asked.") claim too little to check and count as supported. It compares words: a sentence that turns a passage's
+    meaning round ("do not") is not noticed.
+    """
+    content = set(_stems(sentence))
+    if len(content) < 3:
+        return True
+    return any(_share(content, set(_stems(f"{passage.title} {passage.text}"))) >= SUPPORT for passage in passages)
+
+
+def unsupported_sentences(reply: str, passages: Sequence[Passage]) -> list[str]:
+    """Return the reply's sentences, verbatim, that no passage supports (see `supported`)."""
+    return [sentence for sentence in sentences(reply) if not supported(sentence, passages)]
+
+
+def cite(reply: str, passages: Sequence[Passage]) -> list[tuple[int, str]]:
+    """Return (number of the passage from 1, its sentence verbatim) for what each sentence of the reply leans on."""
+    quotes = [
+        (number, sentence, set(_stems(sentence)))
+        for number, passage in enumerate(passages, 1)
+        for sentence in sentences(passage.text)
+    ]
+    found: dict[tuple[int, str], None] = {}
+    for said in sentences(reply):
+        content = set(_stems(said))
+        if len(content) < 3 or not quotes:
+            continue
+        number, quote, held = max(quotes, key=lambda q: 2 * len(content & q[2]) / (len(content) + len(q[2]) or 1))
+        if len(content & held) >= 2 and _share(content, held) >= 0.4:
+            found[number, quote] = None
+    return list(found)
+
+
+def _share(content: set[str], held: set[str]) -> float:
+    """Return the share of `content` that `held` holds, a synonym counting as the word."""
+    synonyms, _ = _synonyms()
+    hits = sum(1 for word in content if word in held or not held.isdisjoint(synonyms.get((word,), ())))
+    return hits / len(content)
