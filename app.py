@@ -21,14 +21,16 @@ def main() -> int:
             return 2
     try:
         from medchat.engines import open_engine
+        from medchat.knowledge import open_knowledge
 
         engine, notice = open_engine(settings)
+        knowledge = open_knowledge(settings.knowledge)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     from medchat.ui import build_demo, launch_options
 
-    demo = build_demo(engine, notice)
+    demo = build_demo(engine, knowledge, notice)
     demo.launch(server_name=settings.host, server_port=settings.port, share=settings.share, **launch_options())
     return 0
 

@@ -50,7 +50,7 @@ def speed() -> dict[str, Any]:
     for question in QUESTIONS:
         messages.append({"role": "user", "content": question})
         before = list(messages)
-        text, stats = reply(engine, messages, "", sampling)
+        text, reused = reply(engine, messages, "", sampling)
         messages.append({"role": "assistant", "content": text})
     assert reused is not None
     engine._kept.clear()

@@ -61,14 +61,17 @@ def measure(items: Sequence[dict], *, misses: bool = False) -> dict:
         (right if found.level in enough else wrong).update(keys)
         if misses and found.level not in enough:
             flags = " ".join(flag.id for flag in found.flags)
-            print(f"{item['level']} {item.get('flag')} -> {found.level} {flags}: {' || '.join(item.get('turns') or [item['text']])}")
+            said = " || ".join(message["content"] for message in conversation(item))
+            print(f"{item['level']} {item.get('flag')} -> {found.level} {flags}: {said}")
     total = right + wrong
     return {
         "emergency_recall": share(right["emergency"], total["emergency"]),
         "crisis_recall": share(right["crisis"], total["crisis"]),
         "false_alarms": share(wrong["none"], total["none"]),
         "missed_by_flag": {key[5:]: f"{wrong[key]}/{total[key]}" for key in sorted(wrong) if key.startswith("flag ")},
-        "wrong_by_language": {key[9:]: f"{wrong[key]}/{total[key]}" for key in sorted(wrong) if key.startswith("language")},
+        "wrong_by_language": {
+            key[9:]: f"{wrong[key]}/{total[key]}" for key in sorted(wrong) if key.startswith("language")
+        },
         "milliseconds": {"median": round(median(times), 3), "worst": round(max(times), 2)},
     }
 

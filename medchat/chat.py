@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
 
-from medchat import prompt
-from medchat.engines import Delta, Engine, Sampling
+from medchat import prompt, triage
+from medchat.engines import Delta, Engine, EngineError, Sampling
 from medchat.errors import UserError
+from medchat.knowledge import Knowledge, Passage, cite, sentences
 from medchat.prompt import Message
+from medchat.triage import Assessment
 
 MAX_CHARACTERS = 8_000  # of one message, about four pages
 SHORTEST_REPLY = 64  # tokens that a long question must leave free
@@ -26,11 +28,18 @@ class ChatError(UserError):
 
 @dataclass(frozen=True)
 class Reply:
-    """A piece of the answer, with what was left out of the prompt (`dropped_turns`) and who answers (`adapter`)."""
+    """A piece of the answer and what it rests on; all but `delta` and `final` are the same in every piece.
+
+    `assessment.message` is a card to show before the answer ("" for none). `final` comes with the last piece: the whole
+    answer as it should stand, repaired and with the numbers of its `passages` ("[1]").
+    """
 
     delta: Delta
-    adapter: str
-    dropped_turns: int
+    assessment: Assessment
+    adapter: str = ""
+    dropped_turns: int = 0
+    passages: tuple[Passage, ...] = ()
+    final: str | None = None
 
 
 def reply(
@@ -40,29 +49,87 @@ def reply(
     *,
     adapter: str = "",
     sampling: Sampling | None = None,
+    knowledge: Knowledge | None = None,
     cancel: Event | None = None,
 ) -> Iterator[Reply]:
-    """Yield the answer to `message` after `history`, piece by piece.
+    """Yield the answer to `message` after `history`, piece by piece; a card against danger comes first.
 
-    `adapter` is a name of `engine.adapters`, "" the first of them, "base" none. Raises ChatError with a sentence for
-    the visitor before anything is computed, and EngineError when the engine fails.
+    `adapter` is a name of `engine.adapters`, "" the first of them, "base" none. In a crisis the card is the answer, and
+    no model runs. Raises ChatError with a sentence for the visitor before anything is computed, and EngineError when
+    the engine fails, unless a card stands already.
     """
+    assessment = assess(message, history)
+    if assessment.level == "crisis":
+        yield Reply(Delta("", "stop"), assessment, final="")
+        return
+    if assessment.level == "emergency":
+        yield Reply(Delta(""), assessment)
+
     sampling, cancel = sampling or Sampling(), cancel or Event()
     name = adapter_name(engine, adapter)
     messages = conversation(message, history)
-    system = engine.adapters[name].system if name else None
-    messages = [{"role": "system", "content": system or prompt.SYSTEM}, *messages]
+    passages = knowledge.search(message, messages[:-1]) if knowledge else []
+    system = (engine.adapters[name].system if name else None) or prompt.SYSTEM
+    messages, passages, dropped = fit(engine, system, messages, passages, sampling.max_tokens)
+    sampling = replace(sampling, max_tokens=min(sampling.max_tokens, engine.context - engine.count_tokens(messages)))
 
-    room = engine.context - min(sampling.max_tokens, engine.context // 2)
-    messages, dropped = prompt.trim(messages, room, engine.count_tokens)
-    used, most = engine.count_tokens(messages), engine.context - min(sampling.max_tokens, SHORTEST_REPLY)
-    if used > most:
-        raise ChatError(
-            f"Your message is {used:,} tokens long, and {most:,} fit.", "Please shorten it, or split it into several."
-        )
-    sampling = replace(sampling, max_tokens=min(sampling.max_tokens, engine.context - used))
-    for delta in engine.stream(messages, adapter=name, sampling=sampling, cancel=cancel):
-        yield Reply(delta, name, dropped)
+    whole = Reply(Delta(""), assessment, name, dropped, tuple(passages))
+    text = ""
+    try:
+        for delta in engine.stream(messages, adapter=name, sampling=sampling, cancel=cancel):
+            text += delta.text
+            final = finished(text, assessment, passages) if delta.finish_reason else None
+            yield replace(whole, delta=delta, final=final)
+    except EngineError:
+        if assessment.level == "none":
+            raise
+        yield replace(whole, delta=Delta("", "stop"), final=text)
+
+
+def assess(message: object, history: object) -> Assessment:
+    """Return triage.check() of what the visitor wrote; what is not a message is passed over, so it never fails."""
+    turns = [turn for turn in history if isinstance(turn, dict)] if isinstance(history, (list, tuple)) else []
+    said = [turn.get("content") for turn in turns if turn.get("role") == "user"] + [message]
+    return triage.check([{"role": "user", "content": text} for text in said if isinstance(text, str)])
+
+
+def fit(
+    engine: Engine, system: str, messages: Sequence[Message], passages: Sequence[Passage], max_tokens: int
+) -> tuple[list[Message], list[Passage], int]:
+    """Return the prompt's messages, the passages in it, and how many old turns were dropped to fit the context.
+
+    Old turns go first, then passages; raises ChatError when the last question alone is too long.
+    """
+    room = engine.context - min(max_tokens, engine.context // 2)
+    most = engine.context - min(max_tokens, SHORTEST_REPLY)
+    chosen = list(passages)
+    while True:
+        *earlier, last = messages
+        asked = prompt.with_passages(last["content"], [(p.title, p.text) for p in chosen])
+        rendered = [{"role": "system", "content": system}, *earlier, {"role": "user", "content": asked}]
+        kept, dropped = prompt.trim(rendered, room, engine.count_tokens)
+        used = engine.count_tokens(kept)
+        if used <= (room if chosen else most):
+            return kept, chosen, dropped
+        if not chosen:
+            raise ChatError(
+                f"Your message is {used:,} tokens long, and {most:,} fit.",
+                "Please shorten it, or split it into several.",
+            )
+        chosen.pop()
+
+
+def finished(text: str, assessment: Assessment, passages: Sequence[Passage]) -> str:
+    """Return a finished reply, repaired by the output guard, each sentence with the number of the passage behind it."""
+    text = triage.guard(text, assessment)
+    if not passages:
+        return text
+    marked, rest = "", text
+    for sentence in sentences(text):
+        before, _, rest = rest.partition(sentence)
+        numbers = sorted({number for number, _ in cite(sentence, passages)})
+        marked += before + sentence + "".join(f" [{number}]" for number in numbers)
+    return marked + rest
 
 
 def adapter_name(engine: Engine, adapter: str) -> str:

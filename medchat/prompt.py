@@ -80,6 +80,17 @@ def named_template(name: str, *, bos: str, eos: str) -> Template:
     return Template((TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8"), bos, eos)
 
 
+def with_passages(question: str, passages: Sequence[tuple[str, str]]) -> str:
+    """Return the user's turn that asks `question` about `passages` (title, text); the question alone without any.
+
+    Passages are data: they stand in the user's turn, never in the system prompt, and the question comes last.
+    """
+    if not passages:
+        return question
+    listed = "\n\n".join(f"{title}: {text}" for title, text in passages)
+    return f"Passages:\n\n{listed}\n\nAnswer from the passages, in your own plain words: {question}"
+
+
 def problems(messages: object) -> list[str]:
     """Return everything that is wrong with a conversation that should end with the user's question ([] if nothing)."""
     if not isinstance(messages, list) or not messages:

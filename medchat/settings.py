@@ -21,6 +21,7 @@ class Settings:
     base_url: str
     api_key: str | None = field(repr=False)
     adapters: tuple[str, ...]
+    knowledge: str
     share: bool
     on_space: bool
 
@@ -63,6 +64,13 @@ def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
         metavar="ID|PATH",
         help="LoRA adapter: a PEFT folder or Hub id; may be repeated (default: ours, with the embedded base)",
     )
+    parser.add_argument(
+        "--knowledge",
+        default=env.get("knowledge", "builtin"),
+        metavar="builtin|medquad|none|DIR",
+        help="passages that answers rest on: our topics, MedQuAD from the Hub, none, or a folder of your own texts "
+        "(Markdown, plain text, PDF)",
+    )
     parser.add_argument("--share", action="store_true", default=env.get("share") == "1", help="open a public link")
     arguments = parser.parse_args(argv)
     remote = arguments.engine == "remote" or (arguments.engine == "auto" and bool(arguments.base_url))
@@ -78,6 +86,7 @@ def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
         base_url=arguments.base_url,
         api_key=env.get("api_key", "").strip() or None,  # no flag: every user of a machine can read those
         adapters=tuple(dict.fromkeys(adapters)),
+        knowledge=arguments.knowledge,
         share=arguments.share,
         on_space=bool(environ.get("SPACE_ID")),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +11,11 @@ from typing import Any
 
 import gradio as gr
 
-from medchat import chat
+from medchat import chat, triage
 from medchat.chat import ChatError, Reply
 from medchat.engines import Engine, EngineError, Sampling
 from medchat.errors import UserError
+from medchat.knowledge import Knowledge, Passage, cite
 from medchat.prompt import Message
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -34,14 +36,16 @@ PLACEHOLDER = "**What would you like to know?**\n\nPlease leave out names and ot
 
 ENDED = {"stop": "ended by itself", "length": "cut at the length limit", "cancelled": "stopped"}
 
+CARD = "card"  # id of the message that holds a card against danger
+
 # Fresh text is sent to the browser at most this often, in seconds: each update costs it a rendering.
 PACE = 0.04
 
 log = logging.getLogger("medchat")
 
 
-def build_demo(engine: Engine, notice: str | None = None) -> gr.Blocks:
-    """Return the page and the API on `engine`; `notice` is shown on top and in `/models`."""
+def build_demo(engine: Engine, knowledge: Knowledge, notice: str | None = None) -> gr.Blocks:
+    """Return the page and the API on `engine`, with answers resting on `knowledge`; `notice` is shown on top."""
     model = {"concurrency_limit": engine.slots, "concurrency_id": "model"}
     with gr.Blocks(title="MedChat", analytics_enabled=False, fill_height=True) as demo:
         gr.HTML(HEADER)
@@ -72,12 +76,19 @@ def build_demo(engine: Engine, notice: str | None = None) -> gr.Blocks:
             autofocus=True,
         )
         status = gr.Markdown(_who(engine), elem_id="status")
+        sources = gr.HTML(elem_id="sources", visible=False)
         with gr.Accordion("Settings", open=False):
             adapter = gr.Radio(
                 [*engine.adapters, "base"],
                 value=next(iter(engine.adapters), "base"),
                 label="Adapter",
                 info=f"What {engine.base} was fine-tuned with; base is the model without.",
+            )
+            rest_on = gr.Checkbox(
+                len(knowledge) > 0,
+                label="Answer from the knowledge base",
+                info="Gives the model passages to read and shows them under the answer.",
+                interactive=len(knowledge) > 0,
             )
             with gr.Row():
                 temperature = gr.Slider(
@@ -89,9 +100,9 @@ def build_demo(engine: Engine, notice: str | None = None) -> gr.Blocks:
                 seed = gr.Number(-1, precision=0, label="Seed", info="-1 draws a new one each time.")
         gr.Markdown(chat.DISCLAIMER, elem_id="disclaimer")
 
-        respond = _responder(engine)
-        options = [adapter, temperature, max_tokens, seed]
-        outputs = [chatbot, box, status]
+        respond = _responder(engine, knowledge)
+        options = [adapter, temperature, max_tokens, seed, rest_on]
+        outputs = [chatbot, box, status, sources]
         private: dict[str, Any] = {"api_visibility": "private"}
         # In the queue, since only there an error becomes a message, but never waiting.
         at_once = {"concurrency_limit": None, "show_progress": "hidden", **private}
@@ -107,7 +118,9 @@ def build_demo(engine: Engine, notice: str | None = None) -> gr.Blocks:
         box.stop(_finish_stopped(engine), [chatbot], outputs, cancels=running, queue=False, **private)
         chatbot.undo(_undo, [chatbot], [chatbot, box], queue=False, **private)
 
-        gr.api(_chat_api(engine), api_name="chat", **model)
+        gr.api(_chat_api(engine, knowledge), api_name="chat", **model)
+        gr.api(_sources_api(knowledge), api_name="sources")
+        gr.api(_triage_api, api_name="triage")
         gr.api(_models_api(engine, notice), api_name="models")
     demo.queue(max_size=32, default_concurrency_limit=8)
     return demo
@@ -131,37 +144,48 @@ def launch_options() -> dict[str, Any]:
 
 
 def flatten(history: list[dict[str, Any]]) -> list[Message]:
-    """Return Gradio's history as plain messages, without the turns that got no answer."""
+    """Return Gradio's history as plain messages, without the turns that got no answer.
+
+    A card against danger counts as the answer only where no other follows.
+    """
     messages: list[Message] = []
+    card = False
     for item in history:
         content = item["content"]
         if isinstance(content, list):
             content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
-        no_answer = item["role"] == "assistant" and ((item.get("metadata") or {}).get("title") or not content)
-        if no_answer:
-            if messages and messages[-1]["role"] == "user":
+        metadata = item.get("metadata") or {}
+        answered = bool(messages) and messages[-1]["role"] == "assistant"
+        if item["role"] == "user":
+            messages.append({"role": "user", "content": content})
+        elif metadata.get("title") or not content:
+            if messages and not answered:
                 messages.pop()
-            continue
-        messages.append({"role": item["role"], "content": content})
+        elif answered and card:
+            messages[-1] = {"role": "assistant", "content": content}
+        else:
+            messages.append({"role": "assistant", "content": content})
+        card = metadata.get("id") == CARD
     return messages
 
 
-def _take(message: str, history: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
+def _take(message: str, history: list[dict[str, Any]]) -> tuple[Any, ...]:
     """Move a valid message from the box into the conversation; an invalid one stays where it is, with a sentence."""
     try:
         chat.conversation(message, flatten(history))
     except ChatError as error:
         raise gr.Error(str(error), title="Not sent", duration=None, print_exception=False) from error
-    return [*history, {"role": "user", "content": message.strip()}], _box(running=True, value=""), "Thinking ..."
+    asked = [*history, {"role": "user", "content": message.strip()}]
+    return asked, _box(running=True, value=""), "Thinking ...", gr.update(visible=False)
 
 
-def _take_example(history: list[dict[str, Any]], event: gr.SelectData) -> tuple[Any, Any, Any]:
+def _take_example(history: list[dict[str, Any]], event: gr.SelectData) -> tuple[Any, ...]:
     return _take(event.value["text"], history)
 
 
-def _take_again(history: list[dict[str, Any]], event: gr.RetryData) -> tuple[Any, Any, Any]:
+def _take_again(history: list[dict[str, Any]], event: gr.RetryData) -> tuple[Any, ...]:
     index = event.index if isinstance(event.index, int) else event.index[0]
-    return history[: index + 1], _box(running=True), "Thinking again ..."
+    return history[: index + 1], _box(running=True), "Thinking again ...", gr.update(visible=False)
 
 
 def _undo(history: list[dict[str, Any]], event: gr.UndoData) -> tuple[Any, Any]:
@@ -171,49 +195,61 @@ def _undo(history: list[dict[str, Any]], event: gr.UndoData) -> tuple[Any, Any]:
 
 def _finish(history: list[dict[str, Any]]) -> tuple[Any, Any]:
     """Give the send button back; a question stopped before the first word gets a note in place of an answer."""
-    if history and (history[-1]["role"] == "user" or not flatten(history[-1:])[-1:]):
-        if history[-1]["role"] == "assistant" and not (history[-1].get("metadata") or {}).get("title"):
-            history = history[:-1]
-        if history[-1]["role"] == "user":
-            history = [*history, _note("Stopped", "Stopped before the first word. Use retry to ask again.")]
+    if history and history[-1]["role"] == "user":
+        history = [*history, _note("Stopped", "Stopped before the first word. Use retry to ask again.")]
     return history, _box()
 
 
-def _finish_stopped(engine: Engine) -> Callable[[list[dict[str, Any]]], tuple[Any, Any, Any]]:
-    def finish(history: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
-        return *_finish(history), f"{_who(engine)} · {ENDED['cancelled']}"
+def _finish_stopped(engine: Engine) -> Callable[[list[dict[str, Any]]], tuple[Any, ...]]:
+    def finish(history: list[dict[str, Any]]) -> tuple[Any, ...]:
+        return *_finish(history), f"{_who(engine)} · {ENDED['cancelled']}", gr.skip()
 
     return finish
 
 
-def _responder(engine: Engine) -> Callable[..., Iterator[tuple[Any, Any, Any]]]:
+def _responder(engine: Engine, knowledge: Knowledge) -> Callable[..., Iterator[tuple[Any, ...]]]:
     def respond(
-        history: list[dict[str, Any]], adapter: str, temperature: float, max_tokens: int, seed: int | None
-    ) -> Iterator[tuple[Any, Any, Any]]:
+        history: list[dict[str, Any]],
+        adapter: str,
+        temperature: float,
+        max_tokens: int,
+        seed: int | None,
+        rest_on: bool,
+    ) -> Iterator[tuple[Any, ...]]:
         """Stream the answer to the last message of `history`."""
-        box = gr.skip()
-        yield gr.skip(), box, "Thinking ..."  # a generator that has yielded can be closed at once
+        same = gr.skip()
+        yield same, same, "Thinking ...", same  # a generator that has yielded can be closed at once
         *earlier, last = history
         question = flatten([last])[0]["content"]
+        shown = history
         try:
-            sampling = _sampling(max_tokens, temperature, seed)
-            pieces = chat.reply(engine, question, flatten(earlier), adapter=adapter, sampling=sampling)
+            pieces = chat.reply(
+                engine,
+                question,
+                flatten(earlier),
+                adapter=adapter,
+                sampling=_sampling(max_tokens, temperature, seed),
+                knowledge=knowledge if rest_on else None,
+            )
             for text, piece in _paced(pieces):
-                if piece.delta.finish_reason is None:
-                    yield _with(history, text) if text else gr.skip(), box, gr.skip()
+                shown = [*history, *_card(piece), *_answer(text if piece.final is None else piece.final)]
+                if piece.final is None:
+                    yield shown if len(shown) > len(history) else same, same, same, same
                 else:
-                    yield _with(history, text), box, _facts(engine, piece)
+                    yield shown, same, _facts(engine, piece), _sources(piece, rest_on and len(knowledge) > 0)
         except (ChatError, EngineError) as error:
-            yield [*history, _note("No answer", str(error))], box, _who(engine)
+            yield [*shown, _note("No answer", str(error))], same, _who(engine), same
         except Exception as error:
             log.error("reply failed: %s", type(error).__name__)  # the type alone: a message could quote the visitor
             text = "Something went wrong on our side. Use retry to ask again."
-            yield [*history, _note("No answer", text)], box, _who(engine)
+            yield [*shown, _note("No answer", text)], same, _who(engine), same
 
     return respond
 
 
-def _chat_api(engine: Engine) -> Callable[..., Iterator[str]]:
+def _chat_api(engine: Engine, knowledge: Knowledge) -> Callable[..., Iterator[str]]:
+    passages_at_hand = knowledge
+
     def chat_api(
         message: str,
         history: list[dict[str, str]] = [],  # noqa: B006  (Gradio shows it as the default; never changed)
@@ -225,6 +261,9 @@ def _chat_api(engine: Engine) -> Callable[..., Iterator[str]]:
     ) -> Iterator[str]:
         """Answer a health question; streams the reply so far. Educational, not a doctor's advice.
 
+        Signs of an emergency or a crisis put a card with what to do first. The last text carries the numbers of the
+        passages that it rests on, and lists them.
+
         Args:
             message: the question, at most 8,000 characters
             history: earlier messages, {"role": "user" or "assistant", "content": text}, oldest first
@@ -232,17 +271,51 @@ def _chat_api(engine: Engine) -> Callable[..., Iterator[str]]:
             max_tokens: longest reply, 1 to 2048
             temperature: 0 (always the same reply) to 2
             seed: makes a reply repeatable; -1 draws a new one
-            knowledge: accepted; answers do not rest on passages yet
+            knowledge: let the answer rest on passages of the knowledge base
         """
         try:
-            sampling = _sampling(max_tokens, temperature, seed)
-            for text, piece in _paced(chat.reply(engine, message, history, adapter=adapter, sampling=sampling)):
-                if text or piece.delta.finish_reason:
-                    yield text
+            pieces = chat.reply(
+                engine,
+                message,
+                history,
+                adapter=adapter,
+                sampling=_sampling(max_tokens, temperature, seed),
+                knowledge=passages_at_hand if knowledge else None,
+            )
+            for text, piece in _paced(pieces):
+                text = text if piece.final is None else piece.final + _listed(piece.passages)
+                parts = [part for part in (piece.assessment.message, text) if part]
+                if parts:
+                    yield "\n\n".join(parts)
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     return chat_api
+
+
+def _sources_api(knowledge: Knowledge) -> Callable[..., list[dict[str, Any]]]:
+    def sources(question: str, history: list[dict[str, str]] = []) -> list[dict[str, Any]]:  # noqa: B006
+        """Return the passages of the knowledge base that an answer to this question would rest on, best first.
+
+        Args:
+            question: the question
+            history: earlier messages, for a question that leans on them
+        """
+        found = knowledge.search(question, history)
+        return [{"title": p.title, "text": p.text, "url": p.url, "score": round(p.score, 3)} for p in found]
+
+    return sources
+
+
+def _triage_api(text: str) -> dict[str, Any]:
+    """Look for signs of an emergency or a crisis; level "none" means that nothing was recognised, never "safe".
+
+    Args:
+        text: what a person wrote
+    """
+    assessment = triage.check(text)
+    flags = [{"id": flag.id, "label": flag.label} for flag in assessment.flags]
+    return {"level": assessment.level, "flags": flags, "message": assessment.message}
 
 
 def _models_api(engine: Engine, notice: str | None) -> Callable[[], dict[str, Any]]:
@@ -260,7 +333,7 @@ def _paced(pieces: Iterator[Reply]) -> Iterator[tuple[str, Reply]]:
     for piece in pieces:
         text += piece.delta.text
         now = time.monotonic()
-        if piece.delta.finish_reason or not text or (text != sent and now >= due):
+        if piece.final is not None or not text or (text != sent and now >= due):
             yield text, piece
             sent, due = text, now + PACE
 
@@ -280,8 +353,42 @@ def _sampling(max_tokens: float, temperature: float, seed: float | None) -> Samp
     )
 
 
-def _with(history: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    return [*history, {"role": "assistant", "content": text}]
+def _card(piece: Reply) -> list[dict[str, Any]]:
+    """Return the card as a quotation, which the style sheet draws as a card; the flattening knows it by its id."""
+    if not piece.assessment.message:
+        return []
+    quoted = "\n".join(f"> {line}" for line in piece.assessment.message.splitlines())
+    return [{"role": "assistant", "content": quoted, "metadata": {"id": CARD}}]
+
+
+def _answer(text: str) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": text}] if text else []
+
+
+def _listed(passages: tuple[Passage, ...]) -> str:
+    lines = [f"[{number}] {p.title}. {p.source}: {p.url}" for number, p in enumerate(passages, 1)]
+    return "\n\nSources:\n" + "\n".join(lines) if lines else ""
+
+
+def _sources(piece: Reply, searched: bool) -> Any:
+    """Return the panel with each passage, its link, and the sentences that the answer leans on marked."""
+    if not searched or piece.assessment.level == "crisis":
+        return gr.update(visible=False)
+    if not piece.passages:
+        text = "This answer rests on no passage: nothing in the knowledge base fits the question closely enough."
+        return gr.update(value=f"<p>{text}</p>", visible=True)
+    used = cite(piece.final or "", piece.passages)
+    entries = []
+    for number, passage in enumerate(piece.passages, 1):
+        body = html.escape(passage.text)
+        for _, quote in (pair for pair in used if pair[0] == number):
+            body = body.replace(html.escape(quote), f"<mark>{html.escape(quote)}</mark>")
+        link = f'<a href="{html.escape(passage.url, quote=True)}" target="_blank" rel="noopener noreferrer">'
+        source = f"{link}{html.escape(passage.source)}</a>" if passage.url else html.escape(passage.source)
+        entries.append(
+            f"<details><summary>[{number}] {html.escape(passage.title)}</summary><p>{body}</p>{source}</details>"
+        )
+    return gr.update(value="<p>This answer was given these passages to read:</p>" + "".join(entries), visible=True)
 
 
 def _note(title: str, text: str) -> dict[str, Any]:

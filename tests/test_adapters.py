@@ -23,9 +23,12 @@ def edit_config(folder, **values):
 
 
 def refusal(folder, base=None):
-    with pytest.raises(UserError) as error:
+    def use():
         adapter = adapters.open_adapter(str(folder))
         adapters.to_gguf(adapter, read_header(base))
+
+    with pytest.raises(UserError) as error:
+        use()
     assert error.value.fix.endswith(".")
     return str(error.value)
 

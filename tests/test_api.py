@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from itertools import pairwise
 
 import pytest
 from gradio_client import Client
@@ -24,7 +25,9 @@ def test_chat_streams_repeats_and_differs_from_the_base(client):
 
     pieces = ask("")
     assert len(pieces) > 10
-    assert all(later.startswith(earlier) for earlier, later in zip(pieces, pieces[1:], strict=False))
+    growing = pieces[:-1]  # the last one carries the numbers of the passages and their list
+    assert all(later.startswith(earlier) for earlier, later in pairwise(growing))
+    assert "Sources:\n[1] Iron deficiency anemia" in pieces[-1]
     assert "iron" in pieces[-1].lower()
     assert ask("")[-1] == pieces[-1] == ask("medchat")[-1]
     assert ask("base")[-1] != pieces[-1]
@@ -51,6 +54,47 @@ def test_bad_input_is_answered_with_a_sentence(client, arguments, complaint):
         client.predict(api_name="/chat", **arguments)
 
 
+def test_without_knowledge_no_passage_is_used(client):
+    reply = client.predict(QUESTION, temperature=0, max_tokens=60, knowledge=False, api_name="/chat")
+    assert "Sources:" not in reply
+
+
+def test_sources_are_passages_with_their_page(client):
+    found = client.predict(QUESTION, api_name="/sources")
+    assert found[0]["title"].startswith("Iron deficiency anemia")
+    assert all(set(p) == {"title", "text", "url", "score"} and p["url"].startswith("https://") for p in found)
+    history = [{"role": "user", "content": "What is asthma?"}, {"role": "assistant", "content": "A lung disease."}]
+    assert "sthma" in client.predict("And how is it treated?", history, api_name="/sources")[0]["title"]
+    assert client.predict("Who won the football match yesterday?", api_name="/sources") == []
+
+
+def test_an_emergency_gets_its_card_before_the_models_words(client):
+    text = "My dad has crushing chest pain and is sweating"
+    card = client.predict(text, api_name="/triage")
+    assert card["level"] == "emergency"
+    assert "chest_pain" in [flag["id"] for flag in card["flags"]]
+    pieces = list(client.submit(text, temperature=0, max_tokens=30, api_name="/chat"))
+    assert pieces[0] == card["message"]
+    assert all(piece.startswith(card["message"]) for piece in pieces)
+
+
+def test_in_a_crisis_the_card_is_the_whole_answer_also_when_other_input_is_wrong(client):
+    text = "I want to kill myself tonight"
+    card = client.predict(text, api_name="/triage")
+    assert card["level"] == "crisis"
+    assert list(client.submit(text, api_name="/chat")) == [card["message"]]
+    assert list(client.submit(text, adapter="no such", history=[{"role": "x"}], api_name="/chat")) == [card["message"]]
+
+
+def test_later_minimising_does_not_lower_an_emergency(client):
+    history = [
+        {"role": "user", "content": "My dad has crushing chest pain and is sweating"},
+        {"role": "assistant", "content": "Call now."},
+    ]
+    pieces = list(client.submit("mum says it is nothing, he is fine", history, max_tokens=20, api_name="/chat"))
+    assert "emergency" in pieces[0].lower()
+
+
 def test_models_tells_who_answers(client):
     models = client.predict(api_name="/models")
     assert models["engine"] == "llama_cpp"
@@ -61,11 +105,11 @@ def test_models_tells_who_answers(client):
 
 def test_nothing_else_is_callable(client, app_url):
     endpoints = client.view_api(return_format="dict", print_info=False)
-    assert set(endpoints["named_endpoints"]) == {"/chat", "/models"}
+    assert set(endpoints["named_endpoints"]) == {"/chat", "/models", "/sources", "/triage"}
     assert not endpoints["unnamed_endpoints"]
     with urllib.request.urlopen(f"{app_url}/config") as answer:
         names = [d["api_name"] for d in json.load(answer)["dependencies"] if d["api_visibility"] != "private"]
-    assert set(names) == {"chat", "models"}
+    assert set(names) == {"chat", "models", "sources", "triage"}
 
 
 @pytest.mark.parametrize("path", ["/gradio_api/file=requirements.txt", "/gradio_api/file=/etc/passwd"])

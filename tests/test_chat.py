@@ -9,7 +9,32 @@ import pytest
 from medchat import chat
 from medchat.chat import ChatError
 from medchat.engines import Delta, EngineError, Sampling
+from medchat.knowledge import Knowledge, Passage
 from medchat.prompt import SYSTEM
+
+
+PASSAGES = [
+    Passage(
+        f"t{i}#signs",
+        f"t{i}",
+        f"Topic {i}: signs",
+        f"Topic {i} causes {word} and long days. " * 3,
+        "MedlinePlus",
+        "https://x",
+    )
+    for i, word in enumerate(["coughing", "itching"])
+]
+
+
+class Shelf(Knowledge):
+    """A knowledge base that finds the same two passages for every question and remembers what it was asked."""
+
+    def search(self, question, history=(), *, limit=2):
+        self.asked = (question, list(history))
+        return list(PASSAGES)
+
+    def __len__(self):
+        return 2
 
 
 @dataclass
@@ -112,3 +137,45 @@ def test_the_reply_never_outgrows_the_context():
 def test_an_engines_error_reaches_the_caller():
     with pytest.raises(EngineError, match="Try again"):
         ask(Scripted(answer=["so ", EngineError("It broke.", "Try again.")]))
+
+
+def test_passages_stand_in_the_users_turn_as_data_and_the_answer_names_them():
+    engine, shelf = Scripted(answer=["Topic 1 causes itching and long days. ", "Ask me more."], context=400), Shelf()
+    history = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    pieces = ask(engine, history=history, knowledge=shelf, sampling=Sampling(max_tokens=50))
+    messages = engine.asked[0][0]
+    assert messages[0] == {"role": "system", "content": SYSTEM}
+    assert messages[-1]["content"].endswith("What helps?")
+    assert all(passage.text in messages[-1]["content"] for passage in PASSAGES)
+    assert shelf.asked == ("What helps?", history)
+    assert pieces[-1].final == "Topic 1 causes itching and long days. [2] Ask me more."
+    assert pieces[-1].passages == tuple(PASSAGES)
+
+
+def test_passages_that_do_not_fit_the_context_are_left_out():
+    engine = Scripted(context=120)
+    pieces = ask(engine, knowledge=Shelf(), sampling=Sampling(max_tokens=40))
+    assert len(pieces[-1].passages) < 2
+    assert engine.count_tokens(engine.asked[0][0]) <= 80
+
+
+def test_a_crisis_is_answered_by_the_card_and_the_model_never_runs():
+    engine = Scripted()
+    pieces = ask(engine, "I want to kill myself tonight", adapter="no such adapter")
+    assert engine.asked == []
+    assert pieces[-1].assessment.level == "crisis"
+    assert pieces[-1].final == ""
+
+
+@pytest.mark.parametrize(
+    "answer", [[EngineError("It broke.", "Try again.")], ["Rest. ", EngineError("It broke.", "x.")]]
+)
+def test_an_emergency_card_stands_even_when_the_engine_fails(answer):
+    pieces = ask(Scripted(answer=answer), "crushing chest pain and sweating right now")
+    assert pieces[0].assessment.level == "emergency"
+    assert pieces[0].delta.text == ""
+    assert pieces[-1].final is not None
+
+
+def test_a_claim_to_be_a_doctor_is_repaired_at_the_end():
+    assert "I am a doctor" not in ask(Scripted(answer=["I am a doctor. ", "Rest helps."]))[-1].final

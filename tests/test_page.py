@@ -91,6 +91,26 @@ def test_too_long_a_message_stays_in_the_box_with_a_sentence(page):
     assert len(page.locator("#message textarea").input_value()) == 100_000
 
 
+def test_an_answer_shows_its_passages_and_their_pages(page):
+    send(page, "What are the symptoms of iron deficiency anemia?")
+    wait_for_end(page)
+    sources = page.locator("#sources details")
+    expect(sources.first).to_contain_text("Iron deficiency anemia")
+    sources.first.locator("summary").click()
+    expect(sources.first.locator("a")).to_have_attribute("href", "https://medlineplus.gov/anemia.html")
+
+
+def test_an_emergency_shows_its_card_above_the_reply_and_a_crisis_only_the_card(page):
+    send(page, "my husband has crushing chest pain and cant breathe")
+    expect(page.locator("#chat blockquote")).to_be_visible(timeout=10_000)
+    wait_for_end(page)
+    cards = page.locator("#chat blockquote").count()
+    send(page, "I want to kill myself")
+    expect(page.locator("#chat blockquote")).to_have_count(cards + 1)
+    expect(page.locator("#message .submit-button")).to_be_visible()
+    assert "988" in page.locator("#chat blockquote").last.inner_text()
+
+
 def test_markup_in_a_message_is_shown_not_run(page):
     send(page, "<img src=x onerror=\"document.title='run'\"> <script>document.title='run'</script> hello")
     wait_for_end(page)

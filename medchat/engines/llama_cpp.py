@@ -169,7 +169,7 @@ class LlamaCppEngine:
             "top_p": 1.0,
             "min_p": sampling.min_p,
             "repeat_penalty": sampling.repetition_penalty,
-            "repeat_last_n": 256,
+            "repeat_last_n": 64,  # little more than the reply: passages in the prompt are there to be repeated
             "seed": seed,
             "stream": True,
             "return_progress": True,  # an answer after each step of the prompt, so that it can be stopped there too
