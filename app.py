@@ -11,7 +11,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def main() -> int:
+    from medchat.engines import open_engine
     from medchat.errors import UserError
+    from medchat.knowledge import open_knowledge
     from medchat.settings import read_settings
 
     settings = read_settings()
@@ -20,10 +22,9 @@ def main() -> int:
             print(f"Port {settings.port} is taken. Type: python app.py --port {settings.port + 1}", file=sys.stderr)
             return 2
     try:
-        from medchat.engines import open_engine
-        from medchat.knowledge import open_knowledge
-
         engine, notice = open_engine(settings)
+        if notice:
+            print(notice, file=sys.stderr)
         knowledge = open_knowledge(settings.knowledge)
     except UserError as error:
         print(error, file=sys.stderr)

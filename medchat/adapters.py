@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from medchat.errors import UserError
+from medchat.errors import Unavailable, UserError
 from medchat.files import cache_dir, sha256
 from medchat.gguf_header import GGUFHeader
 
@@ -71,7 +71,8 @@ def open_adapter(source: str, modules: Mapping[str, tuple[int, int]] | None = No
 
     `modules` are the base's linear modules by name, each (outputs, inputs), as `gguf_modules` gives them; with them, an
     adapter for another base is refused before its weights are fetched. Raises UserError for that, for a missing path,
-    a folder that holds no adapter or only a pickle, damaged weights, and what can go wrong with the Hub.
+    a folder that holds no adapter or only a pickle, and damaged weights; Unavailable for all that about one of the Hub,
+    and for what can go wrong with the Hub itself.
     """
     if source == "embedded":
         return _adapter("medchat", source, EMBEDDED, None, modules)
@@ -86,8 +87,54 @@ def open_hub_adapter(source: str, modules: Mapping[str, tuple[int, int]] | None 
 
     It never opens a folder of that name, so it is the one for what a visitor types.
     """
-    folder = _from_hub(source, modules)
-    return _adapter(source, source, folder, folder.name, modules)
+    repo, revision = _hub_id(source)
+    try:
+        folder = _from_hub(source, repo, revision, modules)
+        return _adapter(source, source, folder, folder.name, modules)
+    except UserError as error:
+        raise Unavailable(error.what, error.fix, source) from error
+
+
+def unfit(adapter: Adapter, what: str, fix: str) -> UserError:
+    """Return the error for an adapter that the engine cannot serve: of the Hub it is Unavailable, here a mistake."""
+    return Unavailable(what, fix, adapter.source) if adapter.revision else UserError(what, fix)
+
+
+def base_files(base: str, repo: str, revision: str | None = None) -> tuple[str, list[str]]:
+    """Return the commit and the files of a base's repository on the Hub: those in the cache when the Hub is away.
+
+    Raises Unavailable; UserError for a token that cannot be sent.
+    """
+    import huggingface_hub as hub
+
+    _check_token()
+    try:
+        commit, sizes = _within(_patience(), lambda: _listing(repo, revision))
+        return commit, list(sizes)
+    except Exception as error:
+        try:
+            if not _hub_is_away(error):
+                raise hub.errors.LocalEntryNotFoundError("not looked for")
+            folder = Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
+        except hub.errors.LocalEntryNotFoundError:
+            raise base_problem(base, error) from error
+        return folder.name, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def base_problem(base: str, error: BaseException) -> Unavailable:
+    """Return why a base of the Hub cannot be had: the Hub's reason where one is among the causes of `error`."""
+    import httpx2
+    from huggingface_hub import errors
+
+    repo, cause = "/".join(base.partition("@")[0].split("/")[:2]), error
+    while cause is not None:
+        from_hub = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx2.HTTPError, futures.TimeoutError)
+        if isinstance(cause, (*from_hub, ConnectionError, json.JSONDecodeError)) or getattr(cause, "errno", None):
+            found = _explained(cause, base, repo, fetching=not isinstance(cause, futures.TimeoutError), kind="base")
+            return Unavailable(found.what, found.fix)
+        cause = cause.__cause__ or cause.__context__
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return Unavailable(f"The base {base!r} could not be loaded: {reason}", "Choose another --base.")
 
 
 def curated() -> list[dict[str, Any]]:
@@ -120,13 +167,15 @@ def to_gguf(adapter: Adapter, base: GGUFHeader) -> Path:
     config = _config(adapter.folder, adapter.source)
     modules = gguf_modules(base)
     if extra := _unservable(config):
-        raise UserError(
+        raise unfit(
+            adapter,
             f"The adapter {adapter.source!r} has {' and '.join(extra)}, which llama.cpp cannot add to a base.",
             "Type --engine transformers, or choose a plain LoRA adapter.",
         )
     shapes = _shapes(adapter.folder / WEIGHTS)
     if others := [name for name in shapes if not _TENSOR.fullmatch(name)]:
-        raise UserError(
+        raise unfit(
+            adapter,
             f"The adapter {adapter.source!r} changes more than linear layers ({others[0]}), which llama.cpp cannot do.",
             "Type --engine transformers, or choose a plain LoRA adapter.",
         )
@@ -349,11 +398,10 @@ def _system(recipe: Path) -> str | None:
     return system if isinstance(system, str) else None
 
 
-def _from_hub(source: str, modules: Mapping[str, tuple[int, int]] | None) -> Path:
+def _from_hub(source: str, repo: str, revision: str | None, modules: Mapping[str, tuple[int, int]] | None) -> Path:
     """Return the folder in the Hub's cache with the adapter `org/name[@revision]`; the folder's name is the commit."""
     import huggingface_hub as hub
 
-    repo, revision = _hub_id(source)
     pinned = revision is not None and re.fullmatch("[0-9a-f]{40}", revision)
     if (pinned or hub.is_offline_mode()) and (folder := _cached(repo, revision)):
         return folder
@@ -393,7 +441,6 @@ def _from_hub(source: str, modules: Mapping[str, tuple[int, int]] | None) -> Pat
 
 def _hub_id(source: str) -> tuple[str, str | None]:
     """Return (org/name, revision or None); raises UserError for what is no id, or a token that cannot be sent."""
-    from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -405,12 +452,18 @@ def _hub_id(source: str) -> tuple[str, str | None]:
         match = None
     if match is None:
         raise UserError(f"There is no adapter folder {source!r}.", "Check the path, or give a Hub id like org/name.")
+    _check_token()
+    return match[1], match[2]
+
+
+def _check_token() -> None:
+    from huggingface_hub import get_token
+
     if not re.fullmatch("[!-~]*", get_token() or ""):  # the HTTP client's own complaint would quote it
         raise UserError(
             "The token in HF_TOKEN holds a blank or another character that no token has.",
             "Copy it again from https://huggingface.co/settings/tokens",
         )
-    return match[1], match[2]
 
 
 def _cached(repo: str, revision: str | None) -> Path | None:
@@ -478,7 +531,9 @@ def _hub_is_away(error: Exception) -> bool:
     return _status(error) == 0 or _status(error) >= 500
 
 
-def _explained(error: Exception, source: str, repo: str, *, fetching: bool = False) -> UserError:
+def _explained(
+    error: BaseException, source: str, repo: str, *, fetching: bool = False, kind: str = "adapter"
+) -> UserError:
     """Return what went wrong with the Hub as a sentence and its fix.
 
     Never in the error's own words: they may be long, technical, and in the worst case quote the token.
@@ -486,18 +541,19 @@ def _explained(error: Exception, source: str, repo: str, *, fetching: bool = Fal
     from huggingface_hub import constants, errors, is_offline_mode
 
     host = urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2]
+    own_copy = f"give --{kind} a {'folder' if kind == 'adapter' else 'copy on this machine'}"
     if _status(error):
         return _refused(error, source, repo)
     if is_offline_mode():
         return UserError(
-            f"The adapter {source!r} is not on this machine, and HF_HUB_OFFLINE=1 forbids to fetch it.",
-            "Take HF_HUB_OFFLINE away for the first start, or give --adapter a folder.",
+            f"The {kind} {source!r} is not on this machine, and HF_HUB_OFFLINE=1 forbids to fetch it.",
+            f"Take HF_HUB_OFFLINE away for the first start, or {own_copy}.",
         )
     if isinstance(error, errors.SafetensorsParsingError):
         return UserError(f"The weights of {source!r} are damaged.", "Choose another adapter, or tell its author.")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return UserError(
-            f"The adapter {source!r} cannot be saved under {constants.HF_HUB_CACHE}: {os.strerror(error.errno)}.",
+            f"The {kind} {source!r} cannot be saved under {constants.HF_HUB_CACHE}: {os.strerror(error.errno)}.",
             "Make room there, or set HF_HOME to a folder on another disk.",
         )
     if isinstance(error, json.JSONDecodeError):
@@ -512,11 +568,11 @@ def _explained(error: Exception, source: str, repo: str, *, fetching: bool = Fal
         )
     return UserError(
         f"The Hub ({host}) cannot be reached, and {source!r} is not on this machine.",
-        "Check the network, or give --adapter a folder; for a slow network set HF_HUB_ETAG_TIMEOUT=30",
+        f"Check the network, or {own_copy}; for a slow network set HF_HUB_ETAG_TIMEOUT=30",
     )
 
 
-def _refused(error: Exception, source: str, repo: str) -> UserError:
+def _refused(error: BaseException, source: str, repo: str) -> UserError:
     """Return why the Hub answered with an error status, and the fix."""
     from huggingface_hub import constants, errors, get_token
 

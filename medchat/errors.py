@@ -13,3 +13,14 @@ class UserError(Exception):
         super().__init__(f"{what} {fix}")
         self.what = what
         self.fix = fix
+
+
+class Unavailable(UserError):
+    """What was asked for cannot be had now, through no mistake made on this machine: the app starts without it.
+
+    `adapter` is the source of the adapter that it is about; "" when base or server are missing.
+    """
+
+    def __init__(self, what: str, fix: str, adapter: str = ""):
+        super().__init__(what, fix)
+        self.adapter = adapter

@@ -7,23 +7,29 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-ENGINES = ("auto", "llama_cpp", "remote")
+ENGINES = ("auto", "llama_cpp", "transformers", "remote")
+QUANTS = ("auto", "4bit", "none")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for; every field is a flag, and MEDCHAT_<FLAG> in the environment is its default."""
+    """What the user asked for; every field is a flag, and MEDCHAT_<FLAG> in the environment is its default.
+
+    `base` "" and no `adapters` stand for what suits the machine, which engines.choose looks at.
+    """
 
     host: str
     port: int
     engine: str
     base: str
+    quant: str
     base_url: str
     api_key: str | None = field(repr=False)
     adapters: tuple[str, ...]
     knowledge: str
     share: bool
     on_space: bool
+    zero_gpu: bool
 
 
 def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -41,15 +47,23 @@ def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
     parser.add_argument("--port", default=port, type=_port, help="port to listen on (default: %(default)s)")
     parser.add_argument(
         "--engine",
-        default=env.get("engine", "auto"),
-        choices=ENGINES,
-        help="what runs the model (default: %(default)s)",
+        default=env.get("engine") or "auto",
+        metavar="|".join(ENGINES),
+        help="what runs the model (default: %(default)s, by base and machine)",
     )
     parser.add_argument(
         "--base",
-        default=env.get("base"),
+        default=env.get("base", ""),
         metavar="ID|PATH|embedded",
-        help="base model: a GGUF file, the Hub id of one (org/name or org/name/file.gguf), or the embedded one",
+        help="base model: a Hub id or folder of a transformers model; a GGUF file or the Hub id of one (org/name or "
+        "org/name/file.gguf); or the embedded one, the default without a GPU",
+    )
+    parser.add_argument(
+        "--quant",
+        default=env.get("quant") or "auto",
+        metavar="|".join(QUANTS),
+        help="the transformers engine's base in 4 bits (NF4), as it is, or 4 bits where that works "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--base-url",
@@ -62,7 +76,7 @@ def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
         "--adapter",
         action="append",
         metavar="ID|PATH",
-        help="LoRA adapter: a PEFT folder or Hub id; may be repeated (default: ours, with the embedded base)",
+        help="LoRA adapter: a PEFT folder or Hub id; may be repeated (default: ours with the embedded base)",
     )
     parser.add_argument(
         "--knowledge",
@@ -73,22 +87,30 @@ def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
     )
     parser.add_argument("--share", action="store_true", default=env.get("share") == "1", help="open a public link")
     arguments = parser.parse_args(argv)
-    remote = arguments.engine == "remote" or (arguments.engine == "auto" and bool(arguments.base_url))
-    base = arguments.base or ("" if remote else "embedded")  # "": the server's first model
+    # Not argparse's own `choices`: they let through what comes from the environment.
+    limited = [
+        ("--engine", arguments.engine, ENGINES),
+        ("--quant", arguments.quant, QUANTS),
+        ("MEDCHAT_SHARE", env.get("share") or "0", ("0", "1")),
+    ]
+    if wrong := [
+        f"{what} {value!r} is none of {', '.join(names)}." for what, value, names in limited if value not in names
+    ]:
+        parser.error(" ".join(wrong))
     adapters = arguments.adapter or [name.strip() for name in env.get("adapter", "").split(",") if name.strip()]
-    if not adapters and base == "embedded" and not remote:
-        adapters = ["embedded"]
     return Settings(
         host=arguments.host,
         port=arguments.port,
-        engine="remote" if remote else arguments.engine,
-        base=base,
+        engine=arguments.engine,
+        base=arguments.base,
+        quant=arguments.quant,
         base_url=arguments.base_url,
         api_key=env.get("api_key", "").strip() or None,  # no flag: every user of a machine can read those
         adapters=tuple(dict.fromkeys(adapters)),
         knowledge=arguments.knowledge,
         share=arguments.share,
         on_space=bool(environ.get("SPACE_ID")),
+        zero_gpu=bool(environ.get("SPACES_ZERO_GPU")),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from medchat import chat, triage
+from medchat import adapters, chat, triage
 from medchat.chat import ChatError, Reply
 from medchat.engines import Engine, EngineError, Sampling
 from medchat.errors import UserError
@@ -39,7 +40,7 @@ ENDED = {"stop": "ended by itself", "length": "cut at the length limit", "cancel
 CARD = "card"  # id of the message that holds a card against danger
 
 # Fresh text is sent to the browser at most this often, in seconds: each update costs it a rendering.
-PACE = 0.04
+PACE = 0.1
 
 log = logging.getLogger("medchat")
 
@@ -84,6 +85,8 @@ def build_demo(engine: Engine, knowledge: Knowledge, notice: str | None = None) 
                 label="Adapter",
                 info=f"What {engine.base} was fine-tuned with; base is the model without.",
             )
+            if hasattr(engine, "add_adapter"):
+                _adapter_box(engine, adapter)
             rest_on = gr.Checkbox(
                 len(knowledge) > 0,
                 label="Answer from the knowledge base",
@@ -124,6 +127,33 @@ def build_demo(engine: Engine, knowledge: Knowledge, notice: str | None = None) 
         gr.api(_models_api(engine, notice), api_name="models")
     demo.queue(max_size=32, default_concurrency_limit=8)
     return demo
+
+
+def _adapter_box(engine: Any, adapter: gr.Radio) -> None:
+    """Add the box that loads another adapter from the Hub for everybody, while other visitors go on chatting."""
+    known = [(entry["title"], entry["id"]) for entry in adapters.curated() if entry["base"] == engine.base]
+
+    def load(source: str) -> Iterator[tuple[Any, Any]]:
+        source = (source or "").strip()
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source) or Path(source).exists():
+            raise gr.Error("That is not a Hub id. Hub ids look like org/name or org/name@revision.", duration=None)
+        yield gr.skip(), f"Fetching {source} ..."
+        try:
+            loaded = engine.add_adapter(source)
+        except UserError as error:
+            raise gr.Error(str(error), duration=None, print_exception=False) from error
+        choices = [*engine.adapters, "base"]
+        yield gr.update(choices=choices, value=loaded.name), f"**{loaded.name}** is ready: rank {loaded.rank}."
+
+    box = gr.Textbox(
+        label="Another adapter", placeholder="org/name[@revision]", info="Hub id of a PEFT LoRA.", submit_btn=True
+    )
+    told = gr.Markdown()
+    once: dict[str, Any] = {"concurrency_limit": 1, "api_visibility": "private"}
+    box.submit(load, box, [adapter, told], **once)
+    if known:
+        picked = gr.Radio(known, label="Known adapters for this base")
+        picked.select(load, picked, [adapter, told], **once)
 
 
 def launch_options() -> dict[str, Any]:

@@ -12,7 +12,6 @@ from medchat.engines import Delta, EngineError, Sampling
 from medchat.knowledge import Knowledge, Passage
 from medchat.prompt import SYSTEM
 
-
 PASSAGES = [
     Passage(
         f"t{i}#signs",

@@ -19,7 +19,7 @@ from huggingface_hub.errors import InferenceTimeoutError, OverloadedError, TextG
 
 from medchat.adapters import Adapter
 from medchat.engines import Delta, EngineError, Sampling, Stats
-from medchat.errors import UserError
+from medchat.errors import Unavailable, UserError
 from medchat.prompt import Message
 
 SLOTS = 16  # such servers batch; each conversation costs one connection and one waiting thread here
@@ -43,8 +43,8 @@ class RemoteAdapter(Adapter):
 def open_remote(base_url: str, base: str, adapters: Sequence[str], *, token: str | None) -> RemoteEngine:
     """Return an engine on the server at `base_url`, its key `token` (None: it wants none).
 
-    `base` and `adapters` are model names of the server; base "" is its first model. Raises UserError when the server is
-    down, refuses the key, is no such server, or lists other models.
+    `base` and `adapters` are model names of the server; base "" is its first model. Raises Unavailable when the server
+    is down, refuses the key or is no such server, UserError when it lists other models.
     """
     api = _address(base_url)
     if token and not re.fullmatch(r"[!-~]+", token):  # HTTP libraries would quote it in their errors
@@ -59,7 +59,7 @@ def open_remote(base_url: str, base: str, adapters: Sequence[str], *, token: str
         models = _models(api, token)
     except Exception as error:
         what, fix = _problem(error, "", token)
-        raise UserError(f"{base_url}: {what}", fix) from None
+        raise Unavailable(f"{base_url}: {what}", fix) from None
     if not base and not models:
         raise UserError(f"The server at {base_url} does not say which models it has.", "Name one with --base.")
     base = base or next((name for name, model in models.items() if not model.get("parent")), next(iter(models)))

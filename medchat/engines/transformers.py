@@ -31,7 +31,7 @@ from medchat import embedded
 from medchat.adapters import Adapter
 from medchat.engines import Delta, EngineError, Sampling, Stats
 from medchat.engines.llama_cpp import usable_cores
-from medchat.errors import UserError
+from medchat.errors import Unavailable, UserError
 from medchat.prompt import Message, Template, named_template
 
 ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
@@ -55,6 +55,8 @@ def open_transformers(base: str, adapter_sources: Sequence[str], *, quant: str =
     where, options = _where(base)
     modules = _planned_modules(base, where, options) if adapter_sources else {}
     opened = [adapter_files.open_adapter(source, modules) for source in adapter_sources]
+    for adapter in opened:
+        _check_leaves_base_alone(adapter)
     model, tokenizer = _load_base(base, where, options, quant)
     engine = TransformersEngine(embedded.NAME if base == "embedded" else base, model, tokenizer)
     for adapter in opened:
@@ -318,7 +320,8 @@ class TransformersEngine:
         except Exception as error:
             if self._peft is not None and self._is_loaded(adapter):
                 self._peft.delete_adapter(name)
-            raise UserError(
+            raise adapter_files.unfit(
+                adapter,
                 f"The adapter {adapter.source!r} could not be added to this base ({_first_line(error)}).",
                 "Choose another adapter, or the base that it was trained on.",
             ) from error
@@ -582,11 +585,10 @@ def _load_base(base: str, where: str, options: dict[str, Any], quant: str) -> tu
 
 def _not_loaded(base: str, error: Exception) -> UserError:
     if _is_out_of_memory(error):
-        return UserError(f"There is not enough memory for {base}.", "Choose a smaller --base.")
-    return UserError(
-        f"The base {base!r} could not be loaded: {_first_line(error)}",
-        "Check the id, the path and the network; for a private or gated one set HF_TOKEN.",
-    )
+        return Unavailable(f"There is not enough memory for {base}.", "Choose a smaller --base.")
+    if base == "embedded" or Path(base).expanduser().is_dir():
+        return UserError(f"The base {base!r} could not be loaded: {_first_line(error)}", "Choose another --base.")
+    return adapter_files.base_problem(base, error)
 
 
 def _where(base: str) -> tuple[str, dict[str, Any]]:
@@ -605,7 +607,14 @@ def _where(base: str) -> tuple[str, dict[str, Any]]:
     repo, _, revision = base.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or base.startswith((".", "/", "~")):
         raise UserError(f"There is no base {base!r}.", "Check the path, or give a Hub id like org/name.")
-    return repo, {"revision": revision} if revision else {}
+    commit, files = adapter_files.base_files(base, repo, revision or None)
+    if "config.json" not in files:
+        is_adapter = adapter_files.CONFIG in files
+        what = "an adapter, not a base" if is_adapter else "no model: it has no config.json"
+        raise Unavailable(
+            f"The repository {repo} holds {what}.", f"Pass it as --adapter {base}" if is_adapter else "Check the id."
+        )
+    return repo, {"revision": commit}  # a commit is not looked up again
 
 
 def _compute_dtype(device: str) -> torch.dtype:
@@ -664,7 +673,8 @@ def _check_leaves_base_alone(adapter: Adapter) -> None:
             if ".lora_" not in path and own.isdisjoint(path.split(".")):
                 changed = changed or path
     if changed:
-        raise UserError(
+        raise adapter_files.unfit(
+            adapter,
             f"The adapter {adapter.source!r} changes {changed} of the base, which other adapters share.",
             "Choose a plain LoRA adapter.",
         )
