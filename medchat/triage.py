@@ -3,6 +3,7 @@
 Text -> words (`words`) -> concepts (`Lexicon`, from the tables in assets/triage) -> scope (negated, past, a lesson, a
 story, a pet) -> rules, also from the tables, which combine concepts within a few words or over the conversation.
 Everything is dictionary look-ups over words, so the work grows with the length of the text and with nothing else.
+Where the rules are silent, medchat.second_opinion, a small learned model, may still raise the level.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from medchat import second_opinion
+
 TABLES = Path(__file__).parent.parent / "assets" / "triage"
 LANGUAGES = ("en", "es", "fr", "de", "pt", "hi")
 REGIONS = ("US", "CA", "UK", "IE", "AU", "NZ", "IN", "EU")
-CRISES = ("suicide", "self_harm", "harm_others")
+CRISES = ("suicide", "self_harm", "harm_others", "crisis")
 
 Level = Literal["none", "emergency", "crisis"]
 
@@ -56,13 +59,25 @@ def check(messages: Sequence[Mapping[str, str]] | str, *, region: str | None = N
     any of the signs in assets/triage, or whether what is told is true. Silence is no reassurance.
     """
     turns = [messages] if isinstance(messages, str) else [m["content"] for m in messages if m["role"] == "user"]
-    found = recognise([words(turn) for turn in turns])
-    if not found:
+    told = [words(turn) for turn in turns]
+    found = recognise(told)
+    level = level_of(found)
+    if level != "crisis":
+        second = second_opinion.opinion(told)
+        if second == "crisis" or (second == "emergency" and level == "none"):
+            # learned from English, so the card is in English: no flag, only the level, which is its own flag
+            found, level = found | {second: "en"}, second
+    if level == "none":
         return Assessment("none", (), "")
     labels = tables().labels
     ids = [flag for flag in labels if flag in found]
-    level: Level = "crisis" if any(flag in CRISES for flag in ids) else "emergency"
     return Assessment(level, tuple(Flag(i, labels[i]) for i in ids), card(level, ids, found, region))
+
+
+def level_of(flags: Iterable[str]) -> Level:
+    """Return the level of what was recognised."""
+    flags = set(flags)
+    return "crisis" if flags & set(CRISES) else "emergency" if flags else "none"
 
 
 def card(level: Level, ids: Sequence[str], languages: Mapping[str, str], region: str | None) -> str:

@@ -44,7 +44,7 @@ def test_help_loads_nothing_heavy(command):
         (["--adapter", "/nowhere/adapter"], "no adapter folder"),
         (["--adapter", "tests"], "not an adapter"),
         (["--port", "99999"], "from 1 to 65535"),
-        (["--engine", "magic"], "invalid choice"),
+        (["--engine", "magic"], "none of auto, llama_cpp, transformers, remote"),
     ],
 )
 def test_app_refuses_with_a_sentence(arguments, complaint):
@@ -95,4 +95,13 @@ def test_a_space_listens_where_its_variables_say():
     settings = read_settings([], {"GRADIO_SERVER_NAME": "0.0.0.0", "SPACE_ID": "org/space"})
     assert settings.host == "0.0.0.0"
     assert settings.on_space
-    assert settings.adapters == ("embedded",)
+    assert not settings.zero_gpu
+
+
+def test_the_environment_is_held_to_the_same_choices(capsys):
+    with pytest.raises(SystemExit) as end:
+        read_settings(["--quant", "8bit"], {"MEDCHAT_ENGINE": "magic", "MEDCHAT_SHARE": "yes"})
+    assert end.value.code == 2
+    complaint = capsys.readouterr().err
+    for part in ("--engine 'magic'", "--quant '8bit' is none of auto, 4bit, none.", "MEDCHAT_SHARE 'yes'"):
+        assert part in complaint

@@ -97,7 +97,9 @@ def test_an_answer_shows_its_passages_and_their_pages(page):
     sources = page.locator("#sources details")
     expect(sources.first).to_contain_text("Iron deficiency anemia")
     sources.first.locator("summary").click()
-    expect(sources.first.locator("a")).to_have_attribute("href", "https://www.nhlbi.nih.gov/health/anemia/iron-deficiency-anemia")
+    expect(sources.first.locator("a")).to_have_attribute(
+        "href", "https://www.nhlbi.nih.gov/health/anemia/iron-deficiency-anemia"
+    )
 
 
 def test_an_emergency_shows_its_card_above_the_reply_and_a_crisis_only_the_card(page):

@@ -64,9 +64,11 @@ def test_questions_and_answers_are_cleaned():
     assert data.clean_question("Do you have information about Fever") == "What should I know about Fever?"
     raw = (
         "Summary : Hypotension (HI-po-TEN-shun) is low pressure. Signs include:\n   \nDizziness\n   \nFainting\n\n"
-        "For more information see http://example.org. It has causes. A tail without an en"
+        "For more information see http://example.org. It has causes that a doctor looks for in a talk and with tests. "
+        "A tail without an en"
     )
-    cleaned = "Hypotension is low pressure. Signs include: Dizziness; Fainting. It has causes."
+    cleaned = "Hypotension is low pressure. "
+    cleaned += "Signs include: Dizziness; Fainting. It has causes that a doctor looks for in a talk and with tests."
     assert data.clean_answer(raw) == cleaned
     assert data.clean_answer(raw, 30) == "Hypotension is low pressure."
     assert data.clean_answer("One endless sentence " * 50, 100) == ""
