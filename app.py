@@ -1,10 +1,9 @@
 """Entry of the Space and of a local run: settings -> engine -> page -> launch."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys
+import threading
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -17,20 +16,21 @@ def main() -> int:
     from medchat.settings import read_settings
 
     settings = read_settings()
-    with socket.socket() as probe:
-        if probe.connect_ex((settings.host, settings.port)) == 0:
-            print(f"Port {settings.port} is taken. Type: python app.py --port {settings.port + 1}", file=sys.stderr)
-            return 2
     try:
+        with socket.socket() as probe:
+            if probe.connect_ex((settings.host, settings.port)) == 0:
+                raise UserError(f"Port {settings.port} is taken.", f"Type: python app.py --port {settings.port + 1}")
+        # Gradio takes longer to import than the model to load: both at once.
+        threading.Thread(target=__import__, args=("medchat.ui",), daemon=True).start()
         engine, notice = open_engine(settings)
-        if notice:
-            print(notice, file=sys.stderr)
         knowledge = open_knowledge(settings.knowledge)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     from medchat.ui import build_demo, launch_options
 
+    if notice:
+        print(notice, file=sys.stderr)
     demo = build_demo(engine, knowledge, notice)
     demo.launch(server_name=settings.host, server_port=settings.port, share=settings.share, **launch_options())
     return 0

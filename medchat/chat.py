@@ -68,7 +68,7 @@ def reply(
     sampling, cancel = sampling or Sampling(), cancel or Event()
     name = adapter_name(engine, adapter)
     messages = conversation(message, history)
-    passages = knowledge.search(message, messages[:-1]) if knowledge else []
+    passages = passages_for(knowledge, message, messages[:-1]) if knowledge else []
     system = (engine.adapters[name].system if name else None) or prompt.SYSTEM
     messages, passages, dropped = fit(engine, system, messages, passages, sampling.max_tokens)
     sampling = replace(sampling, max_tokens=min(sampling.max_tokens, engine.context - engine.count_tokens(messages)))
@@ -91,6 +91,12 @@ def assess(message: object, history: object) -> Assessment:
     turns = [turn for turn in history if isinstance(turn, dict)] if isinstance(history, (list, tuple)) else []
     said = [turn.get("content") for turn in turns if turn.get("role") == "user"] + [message]
     return triage.check([{"role": "user", "content": text} for text in said if isinstance(text, str)])
+
+
+def passages_for(knowledge: Knowledge, question: str, history: Sequence[Message]) -> list[Passage]:
+    """Return the passages to answer from: those of the best topic, since a small model mixes two topics up."""
+    found = knowledge.search(question, history)
+    return [passage for passage in found if passage.topic == found[0].topic]
 
 
 def fit(

@@ -21,9 +21,8 @@ WINDOW, STEP = 40, 10  # words judged together, so that a sign is not lost in a 
 
 
 def opinion(turns: Sequence[Sequence[str]]) -> Literal["none", "emergency", "crisis"]:
-    """Return "crisis", "emergency" or "none" for the words (medchat.triage.words) of every turn and of all together."""
-    both = [*turns, [word for turn in turns for word in turn]] if len(turns) > 1 else turns
-    scores = [margins(tokens, *model()) for tokens in both if tokens]
+    """Return "crisis", "emergency" or "none" for the words (medchat.triage.words) of the user's turns."""
+    scores = [margins(tokens, *model()) for tokens in turns if tokens]
     alarm, crisis = np.max(scores, axis=0) if scores else (-1.0, -1.0)
     return "crisis" if crisis > 0 else "emergency" if alarm > 0 else "none"
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from threading import RLock
 
 from medchat.errors import UserError
@@ -323,7 +324,7 @@ _INSTITUTES = {
 }
 
 
-def _dataset(name: str):
+def _dataset(name: str) -> Any:
     """Return the rows of a Hub data set, from DATASETS_MIRROR/NAME when that folder exists, else from the Hub."""
     mirror = os.environ.get("DATASETS_MIRROR")
     folder = Path(mirror) / name if mirror else None

@@ -331,7 +331,7 @@ def _sources_api(knowledge: Knowledge) -> Callable[..., list[dict[str, Any]]]:
             question: the question
             history: earlier messages, for a question that leans on them
         """
-        found = knowledge.search(question, history)
+        found = chat.passages_for(knowledge, question, history)
         return [{"title": p.title, "text": p.text, "url": p.url, "score": round(p.score, 3)} for p in found]
 
     return sources

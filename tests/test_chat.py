@@ -14,8 +14,8 @@ from medchat.prompt import SYSTEM
 
 PASSAGES = [
     Passage(
-        f"t{i}#signs",
-        f"t{i}",
+        f"t#{i}",
+        "t",
         f"Topic {i}: signs",
         f"Topic {i} causes {word} and long days. " * 3,
         "MedlinePlus",
@@ -177,4 +177,6 @@ def test_an_emergency_card_stands_even_when_the_engine_fails(answer):
 
 
 def test_a_claim_to_be_a_doctor_is_repaired_at_the_end():
-    assert "I am a doctor" not in ask(Scripted(answer=["I am a doctor. ", "Rest helps."]))[-1].final
+    final = ask(Scripted(answer=["I am a doctor. ", "Rest helps."]))[-1].final
+    assert final
+    assert "I am a doctor" not in final

@@ -14,7 +14,7 @@ if not CHROMIUM and os.environ.get("CI"):
     pytest.fail("CI must test the page: install chromium", pytrace=False)
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt install chromium")
 
-expect = getattr(playwright, "expect", None)
+expect = playwright.expect
 SIZES = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
 
 
