@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from threading import RLock
+from typing import Any
 
 from medchat.errors import UserError
 from medchat.files import cache_dir

@@ -118,7 +118,10 @@ def test_old_turns_are_dropped_and_reported():
     engine = Scripted()
     history = []
     for i in range(12):
-        history += [{"role": "user", "content": f"q{i} " * 10}, {"role": "assistant", "content": f"a{i} " * 10}]
+        history += [
+            {"role": "user", "content": f"How do I sleep better on day {i} of the week, please?"},
+            {"role": "assistant", "content": f"Keep your room dark and cool on day {i}, and rest well."},
+        ]
     pieces = ask(engine, history=history, sampling=Sampling(max_tokens=50))
     messages = engine.asked[0][0]
     assert pieces[0].dropped_turns > 0
