@@ -109,7 +109,7 @@ def base_files(base: str, repo: str, revision: str | None = None) -> tuple[str, 
 
     _check_token()
     try:
-        commit, sizes = _within(_patience(), lambda: _listing(repo, revision))
+        commit, sizes = within(_patience(), lambda: _listing(repo, revision))
         return commit, list(sizes)
     except Exception as error:
         try:
@@ -406,7 +406,7 @@ def _from_hub(source: str, repo: str, revision: str | None, modules: Mapping[str
     if (pinned or hub.is_offline_mode()) and (folder := _cached(repo, revision)):
         return folder
     try:
-        commit, sizes = _within(_patience(), lambda: _listing(repo, revision))
+        commit, sizes = within(_patience(), lambda: _listing(repo, revision))
     except Exception as error:
         if _hub_is_away(error) and (folder := _cached(repo, revision)):
             return folder
@@ -496,7 +496,7 @@ def _listing(repo: str, revision: str | None, *, again: bool = True) -> tuple[st
 _Result = TypeVar("_Result")
 
 
-def _within(seconds: float, call: Callable[[], _Result]) -> _Result:
+def within(seconds: float, call: Callable[[], _Result]) -> _Result:
     """Return call(), or raise futures.TimeoutError; an HTTP client's own limit leaves out name look-up and retries."""
     future: futures.Future[_Result] = futures.Future()
 

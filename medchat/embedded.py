@@ -65,14 +65,17 @@ def transformers_path() -> Path:
 
 
 def _from_hub() -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from medchat.adapters import within
 
     try:
         return Path(hf_hub_download(HUB_ID, FILE, local_files_only=True))
     except LocalEntryNotFoundError:
         pass
     try:
+        within(2.0, lambda: HfApi().model_info(HUB_ID, timeout=2))  # the client's own retries take half a minute
         print(f"Fetching {FILE} (98 MB) from {HUB_ID} ...", file=sys.stderr)
         return Path(hf_hub_download(HUB_ID, FILE, etag_timeout=2))
     except Exception as error:

@@ -27,12 +27,26 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(params=SIZES)
-def page(request, browser, app_url):
-    page = browser.new_page(viewport=SIZES[request.param])
+def open_page(browser, app_url, size):
+    page = browser.new_page(viewport=SIZES[size])
     page.set_default_timeout(30_000)
     page.goto(app_url)
     page.wait_for_selector("#message textarea")
+    return page
+
+
+@pytest.fixture
+def page(browser, app_url):
+    """The page on a phone, where things are tightest."""
+    page = open_page(browser, app_url, "phone")
+    yield page
+    page.close()
+
+
+@pytest.fixture(params=SIZES)
+def any_page(request, browser, app_url):
+    """The page on a phone and on a desktop screen."""
+    page = open_page(browser, app_url, request.param)
     yield page
     page.close()
 
@@ -52,7 +66,8 @@ def wait_for_end(page):
     expect(page.locator("#message .submit-button")).to_be_visible()
 
 
-def test_a_question_is_answered_and_retried(page):
+def test_a_question_is_answered_and_retried(any_page):
+    page = any_page
     expect(page.locator("#disclaimer")).to_contain_text("not a doctor")
     expect(page.locator("#status")).to_contain_text("medchat on SmolLM2-135M-Instruct")
     send(page, "How can I sleep better?")
@@ -72,6 +87,7 @@ def test_stop_ends_the_reply_and_the_next_question_works(page):
     expect(replies(page).last).to_contain_text("a", timeout=30_000)
     page.locator("#message .stop-button").click()
     expect(page.locator("#status")).to_contain_text("stopped")
+    page.wait_for_timeout(300)  # for what was on its way
     partial = replies(page).last.inner_text()
     page.wait_for_timeout(700)
     assert replies(page).last.inner_text() == partial
@@ -119,5 +135,6 @@ def test_markup_in_a_message_is_shown_not_run(page):
     assert page.title() == "MedChat"
 
 
-def test_nothing_scrolls_sideways(page):
+def test_nothing_scrolls_sideways(any_page):
+    page = any_page
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

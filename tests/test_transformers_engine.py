@@ -178,11 +178,11 @@ def test_penalty_and_min_p_are_those_of_transformers():
         assert drawn == int(torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(seed)))
 
 
-def test_penalty_looks_back_256_tokens():
+def test_penalty_looks_back_64_tokens():
     logits = torch.tensor([3.0, 2.9, 0.0])
     sampling = Sampling(temperature=0, repetition_penalty=2)
-    assert engine_module._draw(logits, [0] + [2] * 255, sampling, torch.Generator()) == 1
-    assert engine_module._draw(logits, [0] + [2] * 256, sampling, torch.Generator()) == 0
+    assert engine_module._draw(logits, [0] + [2] * 63, sampling, torch.Generator()) == 1
+    assert engine_module._draw(logits, [0] + [2] * 64, sampling, torch.Generator()) == 0
 
 
 # ---- text
