@@ -41,6 +41,7 @@ CARD = "card"  # id of the message that holds a card against danger
 
 # Fresh text is sent to the browser at most this often, in seconds: each update costs it a rendering.
 PACE = 0.1
+AT_ONCE = 15  # updates that come without waiting, so that an answer starts smoothly
 
 log = logging.getLogger("medchat")
 
@@ -358,14 +359,15 @@ def _models_api(engine: Engine, notice: str | None) -> Callable[[], dict[str, An
 
 
 def _paced(pieces: Iterator[Reply]) -> Iterator[tuple[str, Reply]]:
-    """Yield (text so far, piece): the first word and the end at once, the rest at most every PACE seconds."""
-    text, sent, due = "", "", 0.0
+    """Yield (text so far, piece): the first words and the end at once, the rest at most every PACE seconds."""
+    text, sent, due, updates = "", "", 0.0, 0
     for piece in pieces:
         text += piece.delta.text
         now = time.monotonic()
         if piece.final is not None or not text or (text != sent and now >= due):
             yield text, piece
-            sent, due = text, now + PACE
+            updates += text != sent
+            sent, due = text, now + (PACE if updates > AT_ONCE else 0)
 
 
 def _sampling(max_tokens: float, temperature: float, seed: float | None) -> Sampling:
