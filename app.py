@@ -3,7 +3,6 @@
 import os
 import socket
 import sys
-import threading
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -20,8 +19,6 @@ def main() -> int:
         with socket.socket() as probe:
             if probe.connect_ex((settings.host, settings.port)) == 0:
                 raise UserError(f"Port {settings.port} is taken.", f"Type: python app.py --port {settings.port + 1}")
-        # Gradio takes longer to import than the model to load: both at once.
-        threading.Thread(target=__import__, args=("medchat.ui",), daemon=True).start()
         engine, notice = open_engine(settings)
         knowledge = open_knowledge(settings.knowledge)
     except UserError as error:
