@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -161,7 +160,14 @@ def test_interrupted_with_ctrl_c_and_resumed_gives_the_uninterrupted_losses(tiny
         history = json.loads((output / "log.json").read_text())["history"]
         return {entry["step"]: float(entry["loss"]) for entry in history if "loss" in entry}
 
-    process = subprocess.Popen(command(tmp_path / "a"), cwd=ROOT, env=os.environ, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(tmp_path / "a"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A test run in the background ignores Ctrl-C, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 2/"):
