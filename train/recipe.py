@@ -7,7 +7,7 @@ import types
 import typing
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -18,12 +18,22 @@ RECIPES = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class Source:
-    """One data set of the mixture."""
+    """One data set of the mixture, taken whole unless `rows`, `fraction` or `repeat` says otherwise."""
 
-    dataset: str  # Hub id
+    dataset: str  # Hub id, or the path of a .jsonl, .csv or .parquet file
+    config: str | None = None  # the Hub data set's configuration ("pqa_labeled")
+    revision: str | None = None  # commit of the Hub data set; None is the newest
+    # For files and data sets that MedChat does not know: {"user": column, "assistant": column} and, if there is one,
+    # "system"; or {"messages": column}.
+    columns: dict[str, str] | None = None
+    system: str | None = None  # system prompt of these rows; None is the recipe's
+    answer: Literal["decision", "explanation", "both"] | None = None  # PubMedQA: which column is learned; None is both
+    reasoning: bool = True  # reasoning sets: keep the trace, in <think> tags before the answer
     institutes: list[str] | None = None  # MedQuAD: keep rows of these (`document_source`); None keeps all
     max_chars: int | None = None  # cut answers at the last sentence end before this length
     rows: int | None = None  # take this many after a seeded shuffle
+    fraction: float | None = None  # take this share after a seeded shuffle
+    repeat: int | None = None  # show every row this many times an epoch
 
 
 @dataclass(frozen=True)
@@ -40,30 +50,45 @@ class Lora:
 
 @dataclass(frozen=True)
 class Sft:
-    """The schedule; lengths in tokens, a batch in packs of `max_length` tokens."""
+    """The schedule; lengths in tokens, a batch in packs of `max_length` tokens on each device."""
 
     epochs: float = 1.0
     max_steps: int | None = None  # stops earlier than `epochs` where given
     learning_rate: float = 2e-4
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.03  # share of all steps
+    weight_decay: float = 0.0
+    optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
     batch: int = 4
     accumulation: int = 1
     max_length: int = 1024
+    packing: bool = True  # several conversations in one row of the batch, none of which sees another
+    truncate: Literal["question", "drop"] = "question"  # too long: shorten the questions, or leave the row out
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
+    checkpointing: bool | None = None  # recompute activations to save memory; None: on a GPU
+    compile: bool = False  # torch.compile: pays on long runs on a GPU
     log_steps: int = 10
     eval_steps: int = 100
     save_steps: int = 100
+    keep: int = 2  # checkpoints on disk
+    patience: int | None = None  # stop after so many evaluations without a new best; None trains to the end
+    trackers: list[str] = field(default_factory=list)  # "tensorboard", "trackio"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run: `base` + `data` -> an adapter in `output_dir`."""
+    """A training run: `base` + `data` -> an adapter (or, with method "full", a model) in `output_dir`."""
 
     description: str
     base: str  # "embedded", a Hub id or a folder
     data: list[Source]
     output_dir: str
-    system: str | None = None  # system prompt; None is MedChat's own
-    held_out: int = 200  # rows kept for evaluation, split by topic
+    method: Literal["lora", "qlora", "full"] = "lora"
+    revision: str | None = None  # commit of the base; None is the newest
+    template: str | None = None  # a name in assets/templates, for a base without a chat template
+    system: str | None = None  # system prompt; None is MedChat's own, "" is none
+    held_out: int | float = 200  # rows, or a share of the rows, kept for evaluation; split by question group
+    decontaminate: bool = True  # drop rows that overlap an evaluation set
     seed: int = 0
     lora: Lora = field(default_factory=Lora)
     sft: Sft = field(default_factory=Sft)
@@ -150,10 +175,19 @@ def _build(kind: Any, values: Any, where: str, problems: list[str]) -> Any:
 def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     if is_dataclass(hint):
         return _build(hint, value, where + ".", problems)
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # `Literal | None` is the latter
+    options = typing.get_args(hint) if union else (hint,)
     for option in options:
         if option is type(None) and value is None:
             return None
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return value
+            continue
+        if typing.get_origin(option) is dict and isinstance(value, dict):
+            if all(isinstance(part, str) for pair in value.items() for part in pair):
+                return value
+            continue
         if typing.get_origin(option) is list and isinstance(value, list):
             (inner,) = typing.get_args(option)
             return [_convert(inner, each, f"{where}[{i}]", problems) for i, each in enumerate(value)]
@@ -163,9 +197,17 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
             return float(value)
         if isinstance(option, type) and isinstance(value, option) and not (option is int and isinstance(value, bool)):
             return value
-    expected = " or ".join("nothing" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
+    expected = " or ".join(_readable(option) for option in options)
     problems.append(f"{where}: expected {expected}, found {value!r}")
     return None
+
+
+def _readable(option: Any) -> str:
+    if option is type(None):
+        return "nothing"
+    if typing.get_origin(option) is Literal:
+        return " or ".join(repr(value) for value in typing.get_args(option))
+    return getattr(option, "__name__", str(option)) if typing.get_origin(option) is None else str(option)
 
 
 def _is_float(text: str) -> bool:
@@ -178,18 +220,41 @@ def _is_float(text: str) -> bool:
 
 def _impossible(recipe: Recipe) -> list[str]:
     sft, lora = recipe.sft, recipe.lora
+    share = isinstance(recipe.held_out, float)
     checks = [
         (bool(recipe.data), "data names no source"),
-        (recipe.held_out >= 0, "held_out cannot be negative"),
+        (0 <= recipe.held_out and not (share and recipe.held_out >= 1), "held_out is a count, or a share below 1.0"),
         (lora.r >= 1 and lora.alpha >= 1, "lora.r and lora.alpha must be at least 1"),
         (0 < lora.strength <= 1, "lora.strength must be above 0 and at most 1"),
         (0 <= lora.dropout < 1, "lora.dropout must be at least 0 and below 1"),
+        (recipe.method != "full" or lora == Lora(), "method: full trains every weight, so `lora` has no effect"),
+        (recipe.method != "qlora" or recipe.base != "embedded", "the embedded base is trained with method: lora"),
         (sft.learning_rate > 0, "sft.learning_rate must be above 0"),
         (sft.epochs > 0, "sft.epochs must be above 0"),
         (sft.max_steps is None or sft.max_steps >= 1, "sft.max_steps must be at least 1"),
         (0 <= sft.warmup < 1, "sft.warmup is a share of all steps: at least 0 and below 1"),
+        (sft.weight_decay >= 0, "sft.weight_decay cannot be negative"),
         (min(sft.batch, sft.accumulation) >= 1, "sft.batch and sft.accumulation must be at least 1"),
         (sft.max_length >= 64, "sft.max_length must be at least 64 tokens"),
         (min(sft.log_steps, sft.eval_steps, sft.save_steps) >= 1, "sft's log, eval and save steps must be at least 1"),
+        (sft.keep >= 1, "sft.keep must be at least 1 checkpoint"),
+        (sft.patience is None or sft.patience >= 1, "sft.patience must be at least 1 evaluation"),
+        (sft.patience is None or recipe.held_out > 0, "sft.patience needs rows to evaluate on: held_out above 0"),
+        (set(sft.trackers) <= {"tensorboard", "trackio"}, 'sft.trackers knows "tensorboard" and "trackio"'),
+    ]
+    found = [text for ok, text in checks if not ok]
+    for i, source in enumerate(recipe.data):
+        found += [f"data[{i}] ({source.dataset}): {text}" for text in _source_problems(source)]
+    return found
+
+
+def _source_problems(source: Source) -> list[str]:
+    amounts = [name for name in ("rows", "fraction", "repeat") if getattr(source, name) is not None]
+    checks = [
+        (len(amounts) <= 1, f"{' and '.join(amounts)} exclude each other"),
+        (source.rows is None or source.rows >= 1, "rows must be at least 1"),
+        (source.fraction is None or 0 < source.fraction <= 1, "fraction must be above 0 and at most 1"),
+        (source.repeat is None or source.repeat >= 1, "repeat must be at least 1"),
+        (source.max_chars is None or source.max_chars >= 80, "max_chars must be at least 80"),
     ]
     return [text for ok, text in checks if not ok]
