@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 
 from medchat.errors import UserError
+
+RECIPE = {"check": "before any hour is spent: environment, data, masks, memory and time", "sft": "fine-tune an adapter"}
+OTHER = {
+    "evaluate": "measure base and adapter on the same rows",
+    "push": "publish an evaluated adapter on the Hub",
+    "merge": "write base and adapter as one model",
+    "export": "write an adapter as GGUF, with an Ollama Modelfile",
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -13,9 +22,12 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m train", description="Fine-tune adapters for MedChat.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="the recipes, one line each")
-    sft = commands.add_parser("sft", help="fine-tune an adapter")
-    sft.add_argument("recipe", metavar="RECIPE", help="a name from `list`, or a path to a YAML file")
-    sft.add_argument("overrides", nargs="*", metavar="key=value", help="replace a field, as in sft.max_steps=10")
+    for name, text in RECIPE.items():
+        command = commands.add_parser(name, help=text)
+        command.add_argument("recipe", metavar="RECIPE", help="a name from `list`, or a path to a YAML file")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="replace a field: sft.max_steps=10")
+    for name, text in OTHER.items():
+        importlib.import_module(f"train.{name}").add_arguments(commands.add_parser(name, help=text))
     return top
 
 
@@ -29,10 +41,12 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "list":
             for name in recipe.names():
                 print(f"{name:20} {recipe.load(name).description}")
-        else:
-            from train import sft as command
-
+            return 0
+        command = importlib.import_module(f"train.{arguments.command}")
+        if arguments.command in RECIPE:
             command.run(recipe.load(arguments.recipe, arguments.overrides))
+        else:
+            command.run(arguments)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,135 +1,325 @@
-"""Hub data sets -> messages, cleaned and split by topic."""
+"""The training data of a recipe: read, cleaned, freed of duplicates and test questions, mixed and split."""
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import random
-import re
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from medchat.errors import UserError
+from medchat import knowledge, prompt, words
+from medchat.errors import Unavailable, UserError
+from medchat.files import cache_dir, sha256
 from medchat.prompt import SYSTEM, Message
+from train import clean, mix, overlap, sources
 from train.recipe import Recipe, Source
 
-Row = tuple[str, list[Message]]  # (topic, messages)
-
-# Sentences that speak of a web page or a printed leaflet, which a chat cannot show.
-_BOILERPLATE = re.compile(
-    r"https?:|www\.|click|this (?:page|site|web|summary|booklet|fact sheet)|these resources|for more information"
-    r"|see the |video|\(see|watch |NIDDK|NHLBI|MedlinePlus|NIHSeniorHealth|\bNCI\b|\bPDQ\b|clinical trial",
-    re.IGNORECASE,
-)
-_PRONUNCIATION = re.compile(r"\s*\((?=[^)]*[A-Z]{2})(?=[^)]*-)[A-Za-z\- ,;]+\)")  # "(HI-po-TEN-shun)"
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+if TYPE_CHECKING:
+    import datasets
 
 
-def load_rows(recipe: Recipe) -> tuple[list[list[Message]], list[list[Message]]]:
-    """Return (train, held out) conversations; no topic stands in both. The same recipe gives the same lists."""
-    rows: list[Row] = []
-    for source in recipe.data:
-        found = list(_medquad(source))
-        random.Random(recipe.seed).shuffle(found)
-        rows += found[: source.rows]
-    if not rows:
-        raise UserError("No row of the recipe's data survived cleaning.", "Check `institutes` and `max_chars`.")
-    topics = sorted({topic for topic, _ in rows})
-    random.Random(recipe.seed).shuffle(topics)
-    held_topics: set[str] = set()
-    held: list[Row] = []
-    for topic in topics:
-        if len(held) >= recipe.held_out:
-            break
-        held_topics.add(topic)
-        held += [row for row in rows if row[0] == topic]
-    train = [row for row in rows if row[0] not in held_topics]
-    if not train:
-        raise UserError(f"held_out={recipe.held_out} leaves no row to train on.", "Type a smaller number.")
-    system: Message = {"role": "system", "content": recipe.system or SYSTEM}
-    return [[system, *m] for _, m in train], [[system, *m] for _, m in held[: recipe.held_out]]
+@dataclass(frozen=True)
+class Mixture:
+    """What a recipe trains on, on disk; columns: messages (system turn included), last_only, source, group.
 
-
-def _medquad(source: Source) -> Iterator[Row]:
-    seen = set()
-    for row in _dataset(source.dataset):
-        if source.institutes is not None and row["document_source"] not in source.institutes:
-            continue
-        if row["question_type"] == "research" or not row["answer"]:
-            continue
-        question = clean_question(row["question"])
-        answer = clean_answer(row["answer"], source.max_chars)
-        if len(answer) < 80 or (question, answer) in seen:
-            continue
-        seen.add((question, answer))
-        yield (
-            row["question_focus"].strip().lower(),
-            [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
-        )
-
-
-def clean_question(text: str) -> str:
-    """Return a MedQuAD question as a person would type it: "What is (are) Cataract ?" -> "What is Cataract?"."""
-    text = " ".join(text.replace("(are) ", "").replace("(s)", "").split())
-    text = re.sub(r"\s*\?[\s?]*$", "?", text)
-    text = re.sub(r"^Do you have information about (.*)$", r"What should I know about \1?", text)
-    return text[:1].upper() + text[1:]
-
-
-def clean_answer(text: str, max_chars: int | None = None) -> str:
-    """Return an answer as plain sentences: lists joined, pronunciations and page talk out, cut at a sentence end.
-
-    Returns "" when no whole sentence fits into `max_chars` characters.
+    `last_only`: only the last assistant turn is learned, otherwise all of them. No `group` stands in both parts.
+    `report` says for each source and in all how many rows came in and went out, and why the others left.
     """
-    sentences: list[str] = []
-    text = _PRONUNCIATION.sub("", text.removeprefix("Summary : "))
-    for block in _joined_lists(text):
-        sentences += _SENTENCE_END.split(block)
-    kept = ""
-    for sentence in sentences:
-        if not sentence.endswith((".", "!", "?")) or _BOILERPLATE.search(sentence) or sentence in kept:
-            continue
-        if max_chars is not None and len(kept) + 1 + len(sentence) > max_chars:
-            break
-        kept = f"{kept} {sentence}".strip()
-    return kept
+
+    train: datasets.Dataset
+    held_out: datasets.Dataset
+    report: dict[str, Any]
 
 
-def _joined_lists(text: str) -> Iterator[str]:
-    """Yield paragraphs; bullet lines after a colon are joined with semicolons into one sentence."""
-    lines = [line.strip() for line in re.split(r"\n|\s{2,}(?=- )|\s{3,}", text) if line.strip()]
-    items: list[str] = []
-    lead = ""
-    for line in lines:
-        bare = line.removeprefix("-").strip()
-        if lead and (line.startswith("-") or len(bare) < 100):
-            items.append(bare.rstrip(".;,"))
-            continue
-        if lead and items:
-            yield f"{lead} {'; '.join(items)}."
-        lead, items = ("", [])
-        if bare.endswith(":"):
-            lead = bare
+# What training data must not hold: (data set, configuration, split).
+EVALUATION = [
+    (sources.PUBMEDQA, "pqa_labeled", "train"),  # its official test questions and their contexts
+    ("GBaker/MedQA-USMLE-4-options", None, "test"),
+    ("openlifescienceai/medmcqa", None, "validation"),
+    ("cais/mmlu", "anatomy", "test"),
+    ("cais/mmlu", "clinical_knowledge", "test"),
+    ("cais/mmlu", "college_biology", "test"),
+    ("cais/mmlu", "college_medicine", "test"),
+    ("cais/mmlu", "medical_genetics", "test"),
+    ("cais/mmlu", "professional_medicine", "test"),
+    ("Itaykhealth/K-QA", None, "test"),
+]
+
+
+def load(recipe: Recipe) -> Mixture:
+    """Return the mixture of a recipe; the same recipe and data give the same rows, from a cache the second time.
+
+    Raises UserError, with all that is wrong, for data that cannot be found, read or trained on.
+    """
+    places = _find_all(recipe.data)
+    tests = _find_tests() if recipe.decontaminate else {}
+    folder = cache_dir() / "data" / _key(recipe, places, tests)
+    if not (folder / "report.json").is_file():
+        _build(recipe, places, tests, folder)
+    from datasets import Dataset
+
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for name, test in report["evaluation sets"].items() if recipe.decontaminate else ():
+        if "missing" in test:
+            print(f"The data was not checked against {name}: {test['missing']}", file=sys.stderr)
+    return Mixture(*(Dataset.from_file(str(folder / f"{part}.arrow")) for part in ("train", "held_out")), report)
+
+
+def _find_all(data: Sequence[Source]) -> list[list[sources.Place]]:
+    """Return the places of every source; all that cannot be found is reported at once."""
+    places: list[list[sources.Place]] = []
+    wrong: list[UserError] = []
+    for source in data:
+        try:
+            places.append(sources.find(source))
+        except UserError as error:
+            wrong.append(error)
+    _complain(wrong)
+    return places
+
+
+def _complain(wrong: Sequence[UserError]) -> None:
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        listed = "\n  - ".join(str(error) for error in wrong)
+        raise UserError(f"{len(wrong)} data sets cannot be used:\n  - {listed}\n", "Mend these and run it again.")
+
+
+def _find_tests() -> dict[str, sources.Place | str]:
+    """Return the place of each evaluation set, or the reason why it cannot be had."""
+    found: dict[str, sources.Place | str] = {}
+    away = False  # asked once whether the Hub is there, not ten times
+    for name, config, split in EVALUATION:
+        title = f"{name} {config}" if name == "cais/mmlu" else name
+        try:
+            found[title] = sources.place(name, config, split, hub=not away)
+        except UserError as error:
+            found[title] = error.what
+            away = away or isinstance(error, Unavailable)
+    return found
+
+
+def _key(recipe: Recipe, places: Sequence[Sequence[sources.Place]], tests: dict[str, sources.Place | str]) -> str:
+    """Return the name of the recipe's folder in the cache: another one for other data, settings or code."""
+    chosen = asdict(recipe)
+    settings = {name: chosen[name] for name in ("data", "system", "held_out", "decontaminate", "seed")}
+    code = [Path(module.__file__ or "") for module in (sys.modules[__name__], clean, overlap, sources, prompt, words)]
+    own = [*code, *sorted(knowledge.TOPICS.glob("*.jsonl"))]  # whose passages the dialogues show
+    digests = [sha256(path) for path in own]
+    states = [place.state() for each in places for place in each]
+    checked = {name: place if isinstance(place, str) else place.state() for name, place in tests.items()}
+    return hashlib.sha256(json.dumps([settings, digests, states, checked]).encode()).hexdigest()[:24]
+
+
+def _build(
+    recipe: Recipe, places: Sequence[Sequence[sources.Place]], tests: dict[str, sources.Place | str], folder: Path
+) -> None:
+    """Write train.arrow, held_out.arrow and report.json into `folder`, which appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-", ignore_cleanup_errors=True) as temporary:
+        work = Path(temporary)
+        texts = overlap.Texts()
+        checked = _read_tests(tests, texts)
+        rows, ledgers = _read(recipe, places, texts, work / "rows.arrow")
+        mix.drop_repeats(rows, texts)
+        mix.take(recipe, rows)
+        _check_rows(recipe, rows, ledgers)
+        mix.split(recipe, rows)
+        report = _write(recipe, rows, ledgers, checked, work)
+        (work / "rows.arrow").unlink()
+        (work / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        try:
+            work.rename(folder)
+        except OSError:  # another process was faster, and wrote the same
+            if not (folder / "report.json").is_file():
+                raise
         else:
-            yield bare
-    if lead and items:
-        yield f"{lead} {'; '.join(items)}."
+            work.mkdir()  # for TemporaryDirectory to take away
 
 
-def _dataset(name: str) -> Any:
-    """Return the rows of a Hub data set, from DATASETS_MIRROR/NAME when that folder exists, else from the Hub."""
-    from datasets import load_dataset
+def _read_tests(tests: dict[str, sources.Place | str], texts: overlap.Texts) -> dict[str, dict[str, Any]]:
+    """Take the evaluation sets in; return for each how many questions it has, or why it is missing."""
+    checked: dict[str, dict[str, Any]] = {}
+    for name, place in tests.items():
+        checked[name] = {"questions": 0, "rows removed": 0}
+        try:
+            if isinstance(place, str):
+                raise UserError(place, "")
+            for _, row in sources.open_table(place).rows():
+                if isinstance(row, dict) and (place.name != sources.PUBMEDQA or sources.is_pubmedqa_test(row)):
+                    checked[name]["questions"] += 1
+                    texts.add_test(name, *sources.test_texts(row))
+        except UserError as error:
+            checked[name] = {"missing": error.what}
+    texts.seal()
+    return checked
 
-    mirror = os.environ.get("DATASETS_MIRROR")
-    folder = Path(mirror) / name if mirror else None
-    try:
-        if folder and folder.is_dir():
-            return load_dataset("parquet", data_files=[str(path) for path in sorted(folder.rglob("*.parquet"))])[
-                "train"
-            ]
-        return load_dataset(name, split="train")
-    except Exception as error:
-        raise UserError(
-            f"The data set {name} could not be loaded ({type(error).__name__}).",
-            f"Check the network, or put its parquet files into DIR/{name} and set DATASETS_MIRROR=DIR.",
-        ) from error
+
+def _read(
+    recipe: Recipe, places: Sequence[Sequence[sources.Place]], texts: overlap.Texts, path: Path
+) -> tuple[mix.Rows, list[sources.Ledger]]:
+    """Clean every source's rows into the Arrow file `path`; sources that cannot be read are reported together."""
+    import pyarrow as pa
+
+    schema = _schema("messages", "last_only", "source")
+    rows, ledgers = mix.Rows(), [sources.Ledger() for _ in places]
+    wrong: list[UserError] = []
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        waiting: list[dict[str, Any]] = []
+        for i, source in enumerate(recipe.data):
+            try:
+                for place in places[i]:
+                    for example in _progress(source, place, ledgers[i]):
+                        shown = [turn["content"] for turn in example.messages]
+                        texts.add(example.question, example.answer, shown)
+                        rows.source.append(i)
+                        rows.topic.append(example.topic)
+                        rows.split.append(example.split)
+                        rows.terse.append(example.terse)
+                        messages = _with_system(recipe, source, example.messages)
+                        waiting.append({"messages": messages, "last_only": example.last_only, "source": source.dataset})
+                        if len(waiting) == 1000:
+                            writer.write_batch(pa.RecordBatch.from_pylist(waiting, schema))
+                            waiting = []
+            except UserError as error:
+                wrong.append(error)
+        writer.write_batch(pa.RecordBatch.from_pylist(waiting, schema))
+    _complain(wrong)
+    rows.why = [""] * len(rows.source)
+    return rows, ledgers
+
+
+def _schema(*columns: str) -> Any:
+    import pyarrow as pa
+
+    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    types = {"messages": pa.list_(turn), "last_only": pa.bool_(), "source": pa.string(), "group": pa.string()}
+    return pa.schema([(column, types[column]) for column in columns])
+
+
+def _progress(source: Source, place: sources.Place, ledger: sources.Ledger) -> Iterator[sources.Example]:
+    from tqdm import tqdm
+
+    table = sources.open_table(place)
+    name = " ".join(filter(None, (source.dataset, place.config)))
+    examples = sources.examples(source, table, ledger)
+    # disable=None: no bar where nobody looks
+    yield from tqdm(examples, desc=name, total=table.count, unit=" rows", disable=None, leave=False, miniters=500)
+
+
+def _with_system(recipe: Recipe, source: Source, messages: list[Message]) -> list[Message]:
+    if source.system is None and messages[0]["role"] == "system":
+        return messages
+    system = next((text for text in (source.system, recipe.system) if text is not None), SYSTEM)
+    turns = [turn for turn in messages if turn["role"] != "system"]
+    return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+def _check_rows(recipe: Recipe, rows: mix.Rows, ledgers: Sequence[sources.Ledger]) -> None:
+    """Raise UserError when nothing is left to train on, with the reasons."""
+    if rows.staying():
+        return
+    reasons = sum((ledger.left for ledger in ledgers), Counter(rows.why))
+    listed = "; ".join(f"{why}: {count:,}" for why, count in reasons.most_common(5))
+    raise UserError(
+        f"No row of the recipe's data survived cleaning ({listed}).",
+        "Check what the recipe asks of its sources (`institutes`, `max_chars`).",
+    )
+
+
+def _write(
+    recipe: Recipe, rows: mix.Rows, ledgers: Sequence[sources.Ledger], checked: dict[str, dict[str, Any]], work: Path
+) -> dict[str, Any]:
+    """Write both parts, each in one seeded shuffle of all sources, and return the report."""
+    from datasets import Dataset
+
+    everything = Dataset.from_file(str(work / "rows.arrow"))
+    parts: dict[str, list[int]] = {"train": [], "held_out": []}
+    for row in rows.staying():
+        repeats = recipe.data[rows.source[row]].repeat or 1
+        parts[rows.split[row]] += [row] * (repeats if rows.split[row] == "train" else 1)
+    for part, numbers in parts.items():
+        random.Random(f"{recipe.seed} {part}").shuffle(numbers)
+        _write_part(everything, numbers, rows, work / f"{part}.arrow")
+    return _report(recipe, rows, ledgers, checked, parts)
+
+
+def _write_part(everything: Any, numbers: Sequence[int], rows: mix.Rows, path: Path) -> None:
+    import pyarrow as pa
+
+    schema = _schema("messages", "last_only", "source", "group")
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for start in range(0, len(numbers), 1000):
+            some = numbers[start : start + 1000]
+            table = everything.with_format("arrow")[some]
+            table = table.append_column("group", pa.array([str(rows.group[row]) for row in some]))
+            writer.write_table(table.cast(schema))
+
+
+def _report(
+    recipe: Recipe,
+    rows: mix.Rows,
+    ledgers: Sequence[sources.Ledger],
+    checked: dict[str, dict[str, Any]],
+    parts: dict[str, list[int]],
+) -> dict[str, Any]:
+    left = [Counter(ledger.left) for ledger in ledgers]
+    for number, why in zip(rows.source, rows.why, strict=True):
+        left[number].update([why] if why else [])
+        if why.startswith(mix.OVERLAPS):
+            checked[why.removeprefix(mix.OVERLAPS)]["rows removed"] += 1
+    sizes = {part: Counter(rows.source[row] for row in numbers) for part, numbers in parts.items()}
+    each = [
+        {
+            "dataset": source.dataset,
+            "rows in": ledger.rows_in,
+            "rows out": len({row for numbers in parts.values() for row in numbers if rows.source[row] == i}),
+            "train": sizes["train"][i],
+            "held out": sizes["held_out"][i],
+            "left": dict(left[i].most_common()),
+            "cleaned away": dict(+ledger.removed),
+        }
+        for i, (source, ledger) in enumerate(zip(recipe.data, ledgers, strict=True))
+    ]
+    total: dict[str, Any] = {key: sum(one[key] for one in each) for key in ("rows in", "rows out", "train", "held out")}
+    for key in ("left", "cleaned away"):
+        total[key] = dict(sum((Counter(one[key]) for one in each), Counter()).most_common())
+    groups = [{rows.group[row] for row in numbers} for numbers in parts.values()]
+    banned = {f"{sources.PUBMEDQA} {id}" for id in sources.pubmedqa_test()}
+    return {
+        "sources": each,
+        "total": total,
+        "evaluation sets": checked if recipe.decontaminate else "not checked: decontaminate is false",
+        "checks": {
+            "groups on both sides of the split": len(groups[0] & groups[1]),
+            "PubMedQA test questions": sum(rows.topic[row] in banned for row in {*parts["train"], *parts["held_out"]}),
+        },
+    }
+
+
+def report_markdown(report: dict[str, Any]) -> str:
+    """Return the report as Markdown: a table of the sources, why rows left, and what was checked."""
+    lines = ["| data | rows in | train | held out | left, and why |", "| --- | ---: | ---: | ---: | --- |"]
+    for one in [*report["sources"], {"dataset": "all", **report["total"]}]:
+        left = "; ".join(f"{why} {count:,}" for why, count in one["left"].items()) or "none"
+        lines.append(f"| {one['dataset']} | {one['rows in']:,} | {one['train']:,} | {one['held out']:,} | {left} |")
+    removed = ", ".join(f"{count:,} {kind}" for kind, count in report["total"]["cleaned away"].items())
+    lines += ["", f"Taken out of the texts: {removed or 'nothing'}."]
+    tests = report["evaluation sets"]
+    if isinstance(tests, str):
+        lines += ["", f"Evaluation sets: {tests}."]
+    else:
+        there = [f"{name} ({found['questions']:,})" for name, found in tests.items() if "missing" not in found]
+        lines += ["", f"Free of the questions of: {', '.join(there) or 'no evaluation set'}."]
+        lines += [
+            f"NOT checked against {name}: {found['missing']}" for name, found in tests.items() if "missing" in found
+        ]
+    lines += ["", "; ".join(f"{name}: {count}" for name, count in report["checks"].items()) + "."]
+    return "\n".join(lines) + "\n"

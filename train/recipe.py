@@ -238,6 +238,10 @@ def _impossible(recipe: Recipe) -> list[str]:
         (sft.max_length >= 64, "sft.max_length must be at least 64 tokens"),
         (min(sft.log_steps, sft.eval_steps, sft.save_steps) >= 1, "sft's log, eval and save steps must be at least 1"),
         (sft.keep >= 1, "sft.keep must be at least 1 checkpoint"),
+        (
+            recipe.held_out == 0 or sft.save_steps % sft.eval_steps == 0,
+            "sft.save_steps must be a multiple of sft.eval_steps, so that the best checkpoint is one that was saved",
+        ),
         (sft.patience is None or sft.patience >= 1, "sft.patience must be at least 1 evaluation"),
         (sft.patience is None or recipe.held_out > 0, "sft.patience needs rows to evaluate on: held_out above 0"),
         (set(sft.trackers) <= {"tensorboard", "trackio"}, 'sft.trackers knows "tensorboard" and "trackio"'),

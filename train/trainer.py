@@ -1,85 +1,108 @@
-"""TRL's SFTTrainer with the output head computed only where an answer is learned, and one line of progress."""
+"""TRL's SFTTrainer with a loss that is computed only where an answer is learned, and what a person sees of a run."""
 
 from __future__ import annotations
 
+import math
+import signal
 import time
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 from trl.trainer.sft_trainer import SFTTrainer
 
-# Positions whose logits exist at once: 512 rows of a 49,152-word vocabulary are 100 MB in fp32.
-CHUNK = 512
-
-
-class AnswerLoss(torch.autograd.Function):
-    """Summed cross-entropy of a frozen linear head, its gradient formed in the forward pass, chunk by chunk.
-
-    hidden (n, d), weight (vocabulary, d), targets (n,) -> a scalar in nats. Two matrix products a chunk instead of the
-    three of recomputation, and never more than CHUNK rows of logits.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        gradient = torch.empty_like(hidden)
-        for rows in torch.arange(hidden.shape[0], device=hidden.device).split(CHUNK):
-            logits = (hidden[rows] @ weight.T).float()
-            log_total = torch.logsumexp(logits, dim=-1, keepdim=True)
-            target = targets[rows].unsqueeze(1)
-            loss += (log_total - logits.gather(1, target)).sum()
-            probabilities = torch.exp(logits.sub_(log_total), out=logits)
-            probabilities.scatter_add_(1, target, torch.full_like(target, -1, dtype=probabilities.dtype))
-            gradient[rows] = probabilities.to(weight.dtype) @ weight
-        ctx.save_for_backward(gradient)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].to(gradient.dtype), None, None
+from medchat.errors import UserError
 
 
 class AnswerTrainer(SFTTrainer):
-    """SFTTrainer whose loss is the mean over the learned tokens, as TRL's, without logits for the prompt's tokens."""
+    """SFTTrainer for a model that returns its loss itself (kernels.use_answer_loss); it stops at a loss of NaN."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Return the loss in nats per learned token; the head must be frozen, as it is under LoRA."""
-        inputs = dict(inputs)
-        labels = inputs.pop("labels")[:, 1:]
-        language_model = self.accelerator.unwrap_model(model).get_base_model()
-        hidden = language_model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
-        learned = labels != -100
-        count = learned.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        loss = AnswerLoss.apply(hidden[learned], language_model.lm_head.weight, labels[learned]) / count
+        """Return the loss in nats per learned token; raises UserError when it is not a number any more."""
+        inputs = {**inputs, "use_cache": False}
+        # Not SFTTrainer's, which wants log-probabilities and entropies of every token.
+        loss = Trainer.compute_loss(self, model, inputs, num_items_in_batch=num_items_in_batch)
+        if model.training and not math.isfinite(loss.item()):
+            raise UserError(
+                f"The loss is no longer a number at step {self.state.global_step + 1}.",
+                "Lower sft.learning_rate, or look for broken rows with: python -m train check RECIPE.",
+            )
         mode = "train" if model.training else "eval"
         if mode == "train":
-            self._total_train_tokens += inputs["input_ids"].numel()
+            tokens = torch.tensor(inputs["input_ids"].numel(), device=loss.device)
+            self._total_train_tokens += self.accelerator.gather(tokens).sum().item()
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         return (loss, {}) if return_outputs else loss
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: TRL's says nothing about health, and ours is written when an adapter is published."""
 
-class ProgressLine(TrainerCallback):
-    """Prints step, loss, tokens/s and time left at every log, and the held-out loss at every evaluation."""
+
+class Progress(TrainerCallback):
+    """Prints step, loss, tokens/s and time left at every log, the held-out loss at every evaluation."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._start, self._first, self._tokens = time.time(), state.global_step, None
+        self._start, self._first, self._tokens, self._evaluating = time.time(), state.global_step, None, 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._before_evaluation = time.time()
+        if state.global_step >= state.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True  # the last step is a candidate for the best one too
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        self._evaluating += time.time() - self._before_evaluation
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        logs = logs or {}
+        if not state.is_world_process_zero or not logs:
+            return
         if "eval_loss" in logs:
             print(f"  held out: {logs['eval_loss']:.4f} nats per token", flush=True)
         elif "loss" in logs:
-            seconds, done = time.time() - self._start, state.global_step - self._first
-            tokens = logs.get("num_tokens", 0)
+            done, tokens = state.global_step - self._first, logs.get("num_tokens", 0)
+            training = time.time() - self._start - self._evaluating
             if self._tokens is None:
                 self._tokens = 0 if self._first == 0 else tokens
-            left = seconds / max(done, 1) * (state.max_steps - state.global_step)
+            left = (time.time() - self._start) / max(done, 1) * (state.max_steps - state.global_step)
             print(
                 f"step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}"
-                f"  {(tokens - self._tokens) / seconds:.0f} tokens/s  {left / 60:.0f} min left",
+                f"  {(tokens - self._tokens) / training:.0f} tokens/s  {left / 60:.0f} min left",
                 flush=True,
             )
+
+
+class SaveOnInterrupt(TrainerCallback):
+    """Ctrl-C ends the run after the current step, with a checkpoint; a second one ends it at once, without.
+
+    Under `accelerate launch` every process hears of it before any of them stops.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self.trainer: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._previous = signal.signal(signal.SIGINT, self._hear)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.interrupted:
+            self.trainer.accelerator.set_trigger()
+        if self.trainer.accelerator.check_trigger():
+            self.interrupted = True
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Give Ctrl-C back its usual meaning."""
+        if (previous := self.__dict__.pop("_previous", None)) is not None:
+            signal.signal(signal.SIGINT, previous)
+
+    def _hear(self, *_: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        print("\nInterrupted: saving after this step. Press Ctrl-C again to stop at once.", flush=True)

@@ -52,7 +52,7 @@ def open_transformers(base: str, adapter_sources: Sequence[str], *, quant: str =
     """
     if quant not in QUANTS:
         raise UserError(f"There is no quantization {quant!r}.", f"Choose one of: {', '.join(QUANTS)}.")
-    where, options = _where(base)
+    where, options = base_location(base)
     modules = _planned_modules(base, where, options) if adapter_sources else {}
     opened = [adapter_files.open_adapter(source, modules) for source in adapter_sources]
     for adapter in opened:
@@ -548,7 +548,7 @@ def _planned_modules(base: str, where: str, options: dict[str, Any]) -> dict[str
         with torch.device("meta"):
             return _linear_modules(AutoModelForCausalLM.from_config(config))
     except Exception as error:
-        raise _not_loaded(base, error) from error
+        raise base_not_loaded(base, error) from error
 
 
 def _linear_modules(model: Any) -> dict[str, tuple[int, int]]:
@@ -570,7 +570,7 @@ def _load_base(base: str, where: str, options: dict[str, Any], quant: str) -> tu
     dtype = _compute_dtype(device)
     try:
         quantized = getattr(AutoConfig.from_pretrained(where, **options), "quantization_config", None)
-        how = {} if quantized or quant == "none" else _nf4(quant, device, dtype)
+        how = {} if quantized or quant == "none" else nf4_options(quant, device, dtype)
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
         model = AutoModelForCausalLM.from_pretrained(
             where, dtype=dtype, device_map={"": device}, use_safetensors=True, **how, **options
@@ -578,12 +578,13 @@ def _load_base(base: str, where: str, options: dict[str, Any], quant: str) -> tu
     except UserError:
         raise
     except Exception as error:
-        raise _not_loaded(base, error) from error
+        raise base_not_loaded(base, error) from error
     keep_cpu_weights_plain(model)
     return model.eval(), tokenizer
 
 
-def _not_loaded(base: str, error: Exception) -> UserError:
+def base_not_loaded(base: str, error: Exception) -> UserError:
+    """Return why a base could not be loaded, and what to do."""
     if _is_out_of_memory(error):
         return Unavailable(f"There is not enough memory for {base}.", "Choose a smaller --base.")
     if base == "embedded" or Path(base).expanduser().is_dir():
@@ -591,8 +592,8 @@ def _not_loaded(base: str, error: Exception) -> UserError:
     return adapter_files.base_problem(base, error)
 
 
-def _where(base: str) -> tuple[str, dict[str, Any]]:
-    """Return what from_pretrained takes for a base: a folder, or a Hub id with its revision."""
+def base_location(base: str) -> tuple[str, dict[str, Any]]:
+    """Return what from_pretrained takes for a base: a folder, or a Hub id with its revision. Raises UserError."""
     if base == "embedded":
         return str(embedded.transformers_path()), {}
     folder = Path(base).expanduser()
@@ -625,7 +626,7 @@ def _compute_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if fast.get("avx512_bf16") or fast.get("amx_bf16") else torch.float32
 
 
-def _nf4(quant: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
+def nf4_options(quant: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
     """Return from_pretrained's options for 4 bits; none where quant is "auto" and bitsandbytes does not work."""
     from transformers import BitsAndBytesConfig
 
@@ -639,7 +640,7 @@ def _nf4(quant: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
             return {}
         raise UserError(
             f"bitsandbytes does not work here ({_first_line(error)}).",
-            "Type: pip install -U bitsandbytes, or --quant none",
+            "Type: pip install -U bitsandbytes, or do without 4 bits (--quant none; in a recipe method: lora).",
         ) from error
     config = BitsAndBytesConfig(
         load_in_4bit=True,

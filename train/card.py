@@ -1,0 +1,285 @@
+"""The model card of an adapter, written from facts: recipe, licences, data report and results, never from memory."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medchat import embedded
+from medchat.adapters import Adapter
+from medchat.prompt import SYSTEM
+from train.recipe import Recipe
+
+DISCLAIMER = (
+    "For research and education only. It is not a medical device, it gives wrong answers, and it never replaces a "
+    "doctor. In an emergency call your local emergency number."
+)
+
+
+@dataclass(frozen=True)
+class Licence:
+    """A licence by its id on the Hub; `flag` says why a reader must look twice: "non-commercial" or "unclear"."""
+
+    id: str
+    text: str
+    flag: str = ""
+
+
+_APACHE, _MIT = Licence("apache-2.0", "Apache-2.0"), Licence("mit", "MIT")
+_CC_BY = Licence("cc-by-4.0", "CC BY 4.0")
+_NOT_STATED = Licence("unknown", "none stated by its publisher", "unclear")
+_UNKNOWN = Licence("unknown", "not known to MedChat", "unclear")
+
+# As the data sets' pages on the Hub state them; the first pattern that fits counts.
+DATA_LICENCES = {
+    "lavita/MedQuAD": _CC_BY,
+    "qiaojin/PubMedQA": _MIT,
+    "GBaker/MedQA-USMLE-4-options": _CC_BY,
+    "openlifescienceai/medmcqa": _APACHE,
+    "FreedomIntelligence/medical-o1-reasoning-SFT": _APACHE,
+    "TsinghuaC3I/UltraMedical-Preference": _MIT,
+    "AI4LIFE-GROUP/MedSafetyBench": _MIT,
+    "tatsu-lab/alpaca": Licence("cc-by-nc-4.0", "CC BY-NC 4.0", "non-commercial"),
+    "wangrongsheng/GenMedGPT-5k-en": Licence("unknown", "research only, written by ChatGPT", "non-commercial"),
+    "ruslanmv/ai-medical-chatbot": Licence("unknown", "unclear: conversations copied from a web site", "unclear"),
+    "lavita/ChatDoctor-*": _NOT_STATED,
+    "medalpaca/medical_meadow_*": Licence("unknown", "several sources, not looked up one by one", "unclear"),
+    "assets/*": Licence("apache-2.0", "Apache-2.0, part of MedChat"),
+}
+BASE_LICENCES = {
+    "HuggingFaceTB/SmolLM2-*": _APACHE,
+    "*/*Llama-3.2-*": Licence("llama3.2", "Llama 3.2 Community License; built with Llama"),
+    "*/*Llama-3.1-*": Licence("llama3.1", "Llama 3.1 Community License; built with Llama"),
+    "*/*[Ll]lama-3-*": Licence("llama3", "Meta Llama 3 Community License; built with Llama"),
+    "huggyllama/*": Licence("unknown", "LLaMA licence of 2023, research only", "non-commercial"),
+    "google/gemma-*": Licence("gemma", "Gemma Terms of Use"),
+    "Qwen/Qwen2.5-*": Licence("unknown", "by size, Apache-2.0 or Qwen's own", "unclear"),
+}
+
+# The data set behind a task of `train evaluate`, for the machine-readable results.
+TASK_DATA = {
+    "pubmedqa": "qiaojin/PubMedQA",
+    "medqa": "GBaker/MedQA-USMLE-4-options",
+    "medmcqa": "openlifescienceai/medmcqa",
+    "mmlu_medical": "cais/mmlu",
+}
+LOWER_IS_BETTER = ("nll", "perplexity")
+
+
+def licences(base: str, recipe: Recipe | None) -> list[tuple[str, Licence]]:
+    """Return the licences of base and data, in the recipe's order; unknown ones are flagged, never left out."""
+    found = [(base or "base", _match(base, BASE_LICENCES))]
+    names = dict.fromkeys(source.dataset for source in recipe.data) if recipe else ["training data"]
+    return found + [(_public(name), _match(name, DATA_LICENCES)) for name in names]
+
+
+def licence_of(sources: Sequence[tuple[str, Licence]]) -> str:
+    """Return the id of the licence for the whole: the base's where it insists, "other" where one is flagged."""
+    (_, base), *data = sources
+    ids = {licence.id for _, licence in data}
+    if any(licence.flag for _, licence in sources) or not ids <= {"apache-2.0", "mit", "cc-by-4.0"}:
+        return "other"
+    if base.id not in ("apache-2.0", "mit"):
+        return base.id
+    return "cc-by-4.0" if "cc-by-4.0" in ids else "apache-2.0"
+
+
+def worse(results: dict[str, Any]) -> list[str]:
+    """Return the metrics on which the adapter is worse than its base with the whole 95 % interval, in words."""
+    found = []
+    for task, metrics in results["paired"].items():
+        for metric, paired in metrics.items():
+            lower = metric in LOWER_IS_BETTER
+            if paired["low"] > 0 if lower else paired["high"] < 0:
+                found.append(
+                    f"{task} {metric} {paired['difference']:+.4f} [{paired['low']:+.4f}, {paired['high']:+.4f}]"
+                )
+    return found
+
+
+def model_card(adapter: Adapter, repo: str, base: str, recipe: Recipe, results: dict[str, Any]) -> str:
+    """Return the card as Markdown with its metadata on top; `base` is the Hub id that the adapter records."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    sources = licences(base, recipe)
+    licence = licence_of(sources)
+    scores = [
+        EvalResult(
+            task_type="text-generation",
+            task_name=task,
+            dataset_type=TASK_DATA.get(task, "held-out"),
+            dataset_name=TASK_DATA.get(task, "rows of the training data that were held out"),
+            metric_type=metric,
+            metric_name=f"{metric} (n={score['n']})",
+            metric_value=round(score["value"], 4),
+        )
+        for task, metrics in results["tasks"].items()
+        for metric, score in metrics.items()
+    ]
+    data = ModelCardData(
+        base_model=base,
+        datasets=[source.dataset for source in recipe.data if _is_hub_id(source.dataset)] or None,
+        language="en",
+        library_name="peft",
+        license=licence,
+        license_name="see-the-licences-below" if licence == "other" else None,
+        license_link="#licences" if licence == "other" else None,
+        model_name=repo.partition("/")[2],
+        pipeline_tag="text-generation",
+        tags=["lora", "medical", "education", "medchat"],
+        eval_results=scores,
+    )
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {repo.partition('/')[2]}",
+        f"**{DISCLAIMER}**",
+        f"{recipe.description} A LoRA adapter of rank {adapter.rank} for `{base}`, {_method(recipe)}.",
+        *_use(repo, base, recipe),
+        *_evaluation(results),
+        *_data(sources, adapter.folder),
+        *_reproduce(adapter, repo, recipe, results),
+        "## Limits\n\n"
+        "- English only. It was measured on the tasks above and on nothing else; a good score there is no proof of "
+        "safe advice.\n"
+        "- A model of this kind invents facts, doses and sources. Let it read passages that a person has checked, and "
+        "show them with the answer.\n"
+        "- It cannot examine anybody, does not know who asks, and must not be used to diagnose, to prescribe or to "
+        "decide on care.\n"
+        "- Whatever bias and mistakes the training data holds, the adapter may repeat.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _method(recipe: Recipe) -> str:
+    on = "in 4 bits (QLoRA, NF4)" if recipe.method == "qlora" else "at full precision"
+    targets = recipe.lora.targets if isinstance(recipe.lora.targets, str) else ", ".join(recipe.lora.targets)
+    kept = f", {recipe.lora.strength:.0%} of the learned update kept" if recipe.lora.strength != 1 else ""
+    return f"trained on the base {on}: alpha {recipe.lora.alpha} on {targets}{kept}"
+
+
+def _use(repo: str, base: str, recipe: Recipe) -> Iterator[str]:
+    command = f"python app.py --adapter {repo}"
+    if recipe.base != "embedded":
+        command = f"python app.py --base {base} --adapter {repo}"
+    yield f"## Use\n\nIn MedChat, with triage, passages and citations around it:\n\n```bash\n{command}\n```"
+    system = SYSTEM if recipe.system is None else recipe.system
+    turns = [{"role": "system", "content": system}] if system else []
+    turns.append({"role": "user", "content": "What are the early signs of iron deficiency?"})
+    lines = [
+        "from pathlib import Path",
+        "",
+        "from huggingface_hub import hf_hub_download",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'base, repo = "{base}", "{repo}"',
+        "tokenizer = AutoTokenizer.from_pretrained(base)",
+        'tokenizer.chat_template = Path(hf_hub_download(repo, "chat_template.jinja")).read_text()',
+        "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), repo)",
+        "messages = [",
+        *(f"    {turn!r}," for turn in turns),
+        "]",
+        'options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}',
+        "inputs = tokenizer.apply_chat_template(messages, **options)",
+        'reply = model.generate(**inputs, max_new_tokens=200)[0, inputs["input_ids"].shape[1] :]',
+        "print(tokenizer.decode(reply, skip_special_tokens=True))",
+    ]
+    snippet = "\n".join(lines)
+    yield f"With PEFT alone:\n\n```python\n{snippet}\n```"
+    if recipe.base == "embedded":
+        yield (
+            f"It was trained on the Q4_1 weights of `{embedded.FILE}`, which MedChat serves; on `{base}` itself its "
+            "replies differ in wording."
+        )
+
+
+def _evaluation(results: dict[str, Any]) -> Iterator[str]:
+    yield "## Evaluation"
+    if found := worse(results):
+        yield f"**This adapter is worse than its base, and was published all the same:** {'; '.join(found)}."
+    rows = ["| task | metric | base | adapter | difference | n |", "| --- | --- | --- | --- | --- | --- |"]
+    for task, metrics in results["tasks"].items():
+        for metric, score in metrics.items():
+            base = results.get("base_tasks", {}).get(task, {}).get(metric)
+            paired = results["paired"].get(task, {}).get(metric)
+            change = f"{paired['difference']:+.3f} [{paired['low']:+.3f}, {paired['high']:+.3f}]" if paired else ""
+            down = " (lower is better)" if metric in LOWER_IS_BETTER else ""
+            cells = [task, metric + down, f"{base['value']:.3f}" if base else "", _interval(score), change, score["n"]]
+            rows.append(f"| {' | '.join(map(str, cells))} |")
+    yield "\n".join(rows)
+    only = f"Only the first {results['limit']} rows of each task were used. " if results.get("limit") else ""
+    yield f"{only}Brackets hold 95 % intervals; differences are paired, on the same rows. All figures: `results.json`."
+
+
+def _interval(score: dict[str, Any]) -> str:
+    value = f"{score['value']:.3f}"
+    return f"{value} [{score['low']:.3f}, {score['high']:.3f}]" if score.get("low") is not None else value
+
+
+def _data(sources: Sequence[tuple[str, Licence]], folder: Path) -> Iterator[str]:
+    rows = ["| what | licence | |", "| --- | --- | --- |"]
+    rows += [f"| {what} | {one.text} | {f'**{one.flag}**' if one.flag else ''} |" for what, one in sources]
+    yield "## Licences\n\n" + "\n".join(rows)
+    if flagged := [what for what, licence in sources if licence.flag]:
+        yield (
+            f"Because of {', '.join(flagged)}, take this adapter as **not for commercial use**, and ask the owners "
+            "before you build on it."
+        )
+    yield "## Training data"
+    report = folder / "data_report.json"
+    if report.is_file():
+        counts = json.loads(report.read_text(encoding="utf-8"))
+        yield "Rows that came in, that were removed and why, overlap with evaluation sets included:"
+        yield "\n".join(_outline(counts))
+    else:
+        yield "No count of removed duplicates and of overlap with evaluation sets was kept with this adapter."
+
+
+def _outline(value: dict[str, Any], depth: int = 0) -> Iterator[str]:
+    """Yield nested counts as a Markdown list."""
+    for key, item in value.items():
+        indent, name = "  " * depth, str(key).replace("_", " ")
+        if isinstance(item, dict):
+            if item:
+                yield f"{indent}- {name}"
+                yield from _outline(item, depth + 1)
+        elif isinstance(item, list):
+            if all(isinstance(one, dict) for one in item):
+                yield from _outline({one.get("dataset", i): one for i, one in enumerate(item, 1)}, depth)
+            else:
+                yield f"{indent}- {name}: {', '.join(map(str, item))}"
+        else:
+            yield f"{indent}- {name}: {f'{item:,}' if type(item) is int else item}"
+
+
+def _reproduce(adapter: Adapter, repo: str, recipe: Recipe, results: dict[str, Any]) -> Iterator[str]:
+    limit = f" --limit {results['limit']}" if results.get("limit") else ""
+    commands = [
+        f"hf download {repo} recipe.yaml --local-dir .",
+        "python -m train sft recipe.yaml output_dir=runs/again",
+        f"python -m train evaluate --adapter {repo} --tasks {','.join(results['tasks'])}{limit} --output results.json",
+    ]
+    yield "## Reproduce\n\n```bash\n" + "\n".join(commands) + "\n```"
+    versions = ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items())
+    yield (
+        f"Seed {recipe.seed} for training, {results.get('seed')} for evaluation. SHA-256 of the weights: "
+        f"`{adapter.sha256}`." + (f" Evaluated with {versions}." if versions else "")
+    )
+    yield f"<details><summary>The recipe</summary>\n\n```yaml\n{recipe.to_yaml()}```\n\n</details>"
+
+
+def _match(name: str, table: dict[str, Licence]) -> Licence:
+    return next((licence for pattern, licence in table.items() if fnmatch.fnmatchcase(name, pattern)), _UNKNOWN)
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.endswith((".jsonl", ".csv", ".parquet")) and not name.startswith("assets/")
+
+
+def _public(name: str) -> str:
+    """Return a data set's name without the folders of the machine that it lay on."""
+    return name if _is_hub_id(name) or name.startswith("assets/") else f"own file {Path(name).name}"

@@ -1,0 +1,291 @@
+"""Which rows say the same: near-duplicates among the rows, and rows that hold parts of an evaluation set.
+
+Both methods are exact: no sampling, and no buckets that could miss a pair.
+- Near-duplicates are pairs whose sets (a question's content words, an answer's three-word runs) have a Jaccard
+  similarity of at least 0.8, the threshold of Lee et al. 2022 (arXiv:2107.06499). They are found with prefix filtering
+  (Bayardo et al. 2007, "Scaling up all pairs similarity search"): two such sets share one of their rarest members.
+- Contamination is a run of 13 words shared with an evaluation set (Brown et al. 2020, arXiv:2005.14165, appendix C), or
+  a question that equals or nearly duplicates one of its questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+
+from medchat.words import STOP, stem, words
+
+SIMILAR = 0.8
+RUN = 13  # words
+SHINGLE = 3  # words of a run of an answer
+# A test question with fewer content words ("What is rickets?") is only found where it stands word for word.
+FEWEST = 4
+_BATCH = 2_000  # rows whose words are hashed at once
+_CHUNK = 4_000_000  # set members that are compared at once: about 150 MB
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+Array = np.ndarray
+
+
+class Texts:
+    """What rows are compared by, under a kilobyte each; test questions come first, then `seal`, then the rows."""
+
+    def __init__(self) -> None:
+        self._numbers = _Numbers()
+        self._questions: list[list[int]] = []  # the batch that waits to be hashed
+        self._answers: list[list[int]] = []
+        self._all: list[list[int]] = []
+        self._parts: dict[str, list[Array]] = {key: [] for key in ("q", "q_sizes", "a", "a_sizes", "runs", "found")}
+        self._test_runs = self._test_of_run = np.zeros(0, np.uint64)
+        self._seen = np.zeros(0, bool)
+        self.sets: list[str] = []  # names of the evaluation sets
+        self.test_of: list[int] = []  # of each test question: its set's number
+        self.question_keys: list[int] = []  # of each test question and row: its words, in one number
+        self.answer_keys: list[int] = []
+        self.answer_lengths: list[int] = []
+
+    def add_test(self, name: str, questions: Sequence[str], texts: Sequence[str]) -> None:
+        """Take in a row of the evaluation set `name`: its question, perhaps in two wordings, and all of its texts."""
+        if name not in self.sets:
+            self.sets.append(name)
+        joined = _joined([self._numbered(text) for text in texts])
+        for question in questions:
+            self.test_of.append(self.sets.index(name))
+            self._add(self._numbered(question), [], joined)
+            joined = []
+
+    def seal(self) -> None:
+        """End the test questions; rows that are added from now on are searched for their runs."""
+        self._flush()
+        runs = np.concatenate(self._parts["runs"]) if self._parts["runs"] else np.zeros(0, np.uint64)
+        of = np.concatenate(self._parts["found"]) if self._parts["found"] else np.zeros(0, np.int64)
+        self._test_runs, first = np.unique(runs, return_index=True)
+        self._test_of_run = np.asarray(self.test_of, np.int64)[of[first]] if len(of) else of
+        # Most runs are of no test: one look into this table says so, without a search.
+        self._seen = np.zeros(1 << 24, bool)
+        self._seen[(self._test_runs >> np.uint64(40)).astype(np.int64)] = True
+        self._parts["runs"], self._parts["found"] = [], []
+
+    def add(self, question: str, answer: str, shown: Sequence[str]) -> None:
+        """Take in a row; `shown` are all its texts, which are searched for runs of the tests."""
+        asked, answered = self._numbered(question), self._numbered(answer)
+        numbered = {question: asked, answer: answered}
+        self._add(asked, answered, _joined([numbered.get(text) or self._numbered(text) for text in shown]))
+
+    def _numbered(self, text: str) -> list[int]:
+        return list(map(self._numbers.__getitem__, words(text)))
+
+    def _add(self, question: list[int], answer: list[int], everything: list[int]) -> None:
+        self._questions.append(question)
+        self._answers.append(answer)
+        self._all.append(everything)
+        self.question_keys.append(hash(tuple(question)))
+        self.answer_keys.append(hash(tuple(answer)))
+        self.answer_lengths.append(len(answer))
+        if len(self._all) == _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        count, parts = len(self._all), self._parts
+        if not count:
+            return
+        row, word = _flat(self._questions)
+        stems = np.asarray(self._numbers.stems, np.uint64)[word]
+        _put(parts["q"], parts["q_sizes"], row[stems > 0], stems[stems > 0], count)
+        row, runs = _runs(self._answers, SHINGLE)
+        _put(parts["a"], parts["a_sizes"], row, runs >> np.uint64(32), count)
+        row, runs = _runs(self._all, RUN)
+        if not len(self._seen):
+            parts["runs"].append(runs)
+            parts["found"].append(row + len(self.question_keys) - count)
+        else:
+            parts["found"].append(self._search(row, runs, count))
+        self._questions, self._answers, self._all = [], [], []
+
+    def _search(self, row: Array, runs: Array, count: int) -> Array:
+        """Return for each row of the batch the number of the set that it shares a run with, -1 for none."""
+        found = np.full(count, -1)
+        if len(self._test_runs):
+            likely = self._seen[(runs >> np.uint64(40)).astype(np.int64)]
+            row, runs = row[likely], runs[likely]
+            at = np.minimum(np.searchsorted(self._test_runs, runs), len(self._test_runs) - 1)
+            same = self._test_runs[at] == runs
+            found[row[same]] = self._test_of_run[at[same]]
+        return found
+
+    def shared_runs(self) -> Array:
+        """Return for each row (tests not counted) the number of the evaluation set it shares a run with, or -1."""
+        self._flush()
+        return np.concatenate(self._parts["found"]) if self._parts["found"] else np.zeros(0, np.int64)
+
+    def question_sets(self) -> tuple[Array, Array]:
+        """Return (offsets, items) of the content words of every test question and row."""
+        return self._sets("q")
+
+    def answer_sets(self) -> tuple[Array, Array]:
+        """Return (offsets, items) of the three-word runs of every answer; a test question's is empty."""
+        return self._sets("a")
+
+    def _sets(self, part: str) -> tuple[Array, Array]:
+        self._flush()
+        sizes = np.concatenate([np.zeros(1, np.int64), *self._parts[part + "_sizes"]])
+        return np.cumsum(sizes), np.concatenate([np.zeros(0, np.uint32), *self._parts[part]])
+
+
+class _Numbers(dict[str, int]):
+    """Numbers the words as they come; `stems[number]` is the number of a word's stem, 0 for one that says nothing."""
+
+    def __init__(self) -> None:
+        self.stems: list[int] = []
+        self._known: dict[str, int] = {}
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = len(self)
+        self.stems.append(0 if word in STOP else self._known.setdefault(stem(word), len(self._known) + 1))
+        return number
+
+
+def _joined(texts: Sequence[list[int]]) -> list[int]:
+    """Return one list of words; a number that stands for no word keeps runs from going across texts."""
+    return list(chain.from_iterable([*text, -1] for text in texts))
+
+
+def _flat(batch: Sequence[list[int]]) -> tuple[Array, Array]:
+    """Return (row of each word, number of each word)."""
+    sizes = np.fromiter(map(len, batch), np.int64, len(batch))
+    word = np.fromiter(chain.from_iterable(batch), np.int64, int(sizes.sum()))
+    return np.repeat(np.arange(len(batch)), sizes), word
+
+
+def _runs(batch: Sequence[list[int]], length: int) -> tuple[Array, Array]:
+    """Return (row, hash in 64 bits) of every run of `length` words within one text."""
+    row, word = _flat(batch)
+    last = len(word) - length + 1
+    if last <= 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.uint64)
+    mixed = _mix(word.astype(np.uint64))
+    run = np.zeros(last, np.uint64)
+    for k in range(length):
+        run = run * _FACTOR + mixed[k : k + last]
+    separators = np.concatenate(([0], np.cumsum(word < 0)))
+    whole = (row[:last] == row[length - 1 :]) & (separators[length:] == separators[:last])
+    return row[:last][whole], _mix(run[whole])
+
+
+def _mix(numbers: Array) -> Array:
+    """Return the numbers with their bits spread (the finisher of SplitMix64)."""
+    numbers = (numbers + np.uint64(1)) * _FACTOR
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
+
+
+def _put(items: list[Array], sizes: list[Array], row: Array, values: Array, count: int) -> None:
+    """Append the sets of `count` rows, whose members are the 32-bit `values`."""
+    keys = np.unique((row.astype(np.uint64) << np.uint64(32)) | values)
+    items.append((keys & np.uint64(0xFFFFFFFF)).astype(np.uint32))
+    sizes.append(np.bincount((keys >> np.uint64(32)).astype(np.int64), minlength=count))
+
+
+def similar_pairs(
+    offsets: Array, items: Array, first: Array, threshold: float = SIMILAR
+) -> Iterator[tuple[Array, Array]]:
+    """Yield arrays (i, j), i < j, of the sets whose Jaccard similarity is at least `threshold`.
+
+    Of equal sets only the first stands in a pair (`first` is first_equal's). Empty sets are like no other.
+    """
+    size = np.diff(offsets)
+    rank, row = _prefixes(offsets, items, np.flatnonzero((first == np.arange(len(first))) & (size > 0)), threshold)
+    # A member's sets stand in order of size: each is compared with the next ones, as far as they are not too large.
+    wide = int(size.max(initial=0)) + 1
+    key = rank * wide + size[row]
+    most = np.minimum((size[row] / threshold + 1e-9).astype(np.int64), wide - 1)
+    partners = np.maximum(np.searchsorted(key, rank * wide + most, "right") - np.arange(len(key)) - 1, 0)
+    done = np.cumsum(partners)
+    start = 0
+    while start < len(key):
+        before = done[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(done, before + _CHUNK, "right")))
+        some = partners[start:stop]
+        left = np.repeat(np.arange(start, stop), some)
+        step = np.arange(len(left)) - np.repeat(np.cumsum(some) - some, some)
+        a, b = row[left], row[left + 1 + step]
+        pairs = np.unique((np.minimum(a, b) << 32) | np.maximum(a, b))
+        i, j = pairs >> 32, pairs & 0xFFFFFFFF
+        same = _overlaps(offsets, items, i, j)
+        keep = same >= threshold * (size[i] + size[j] - same) - 1e-9
+        yield i[keep], j[keep]
+        start = stop
+
+
+def first_equal(offsets: Array, items: Array) -> Array:
+    """Return for each set the first one with the same members."""
+    whole = np.concatenate((np.zeros(1, np.uint64), np.cumsum(_mix(items.astype(np.uint64)))))  # wraps, as it may
+    sums = whole[offsets[1:]] - whole[offsets[:-1]]
+    _, first, inverse = np.unique(sums, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+def _prefixes(offsets: Array, items: Array, rows: Array, threshold: float) -> tuple[Array, Array]:
+    """Return (rank of the member, set) for the rarest members of each of `rows`, ordered by rank and size of the set.
+
+    Two sets as similar as `threshold` share one of their first n - ceil(threshold * n) + 1 members by rarity.
+    Members of a single set are left out.
+    """
+    size = np.diff(offsets)
+    chosen = np.zeros(len(size), bool)
+    chosen[rows] = True
+    member = np.flatnonzero(np.repeat(chosen, size))
+    row = np.repeat(np.arange(len(size)), size)[member]
+    _, number, count = np.unique(items[member], return_inverse=True, return_counts=True)
+    rank = np.empty(len(count), np.int64)
+    rank[np.argsort(count, kind="stable")] = np.arange(len(count))
+    order = np.argsort((row << 32) | rank[number])
+    row, number = row[order], number[order]
+    starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(size[rows])))[:-1]
+    place = np.arange(len(row)) - np.repeat(starts, size[rows])
+    shared = (place < size[row] - np.ceil(threshold * size[row] - 1e-9) + 1) & (count[number] > 1)
+    row, rank = row[shared], rank[number[shared]]
+    order = np.lexsort((size[row], rank))
+    return rank[order], row[order]
+
+
+def _overlaps(offsets: Array, items: Array, i: Array, j: Array) -> Array:
+    """Return how many members the sets i[k] and j[k] share, for every k."""
+    size = np.diff(offsets)
+    total = np.cumsum(size[i] + size[j])
+    shared = np.zeros(len(i), np.int64)
+    start = 0
+    while start < len(i):
+        stop = max(start + 1, int(np.searchsorted(total, (total[start - 1] if start else 0) + _CHUNK, "right")))
+        both = np.concatenate((i[start:stop], j[start:stop]))
+        lengths = size[both]
+        pair = np.repeat(np.tile(np.arange(stop - start), 2), lengths)
+        inner = np.arange(len(pair)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        keys = np.sort((pair << 32) | items[np.repeat(offsets[both], lengths) + inner].astype(np.int64))
+        twice = keys[1:][keys[1:] == keys[:-1]] >> 32
+        shared[start:stop] = np.bincount(twice, minlength=stop - start)
+        start = stop
+    return shared
+
+
+class Groups:
+    """Rows joined into groups; a group's number is its first row's."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def join(self, i: int, j: int) -> None:
+        """Make one group of row i's and row j's."""
+        a, b = self.of(i), self.of(j)
+        self._parent[max(a, b)] = min(a, b)
+
+    def of(self, i: int) -> int:
+        """Return the number of row i's group."""
+        parent = self._parent
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
