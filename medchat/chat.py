@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
 
-from medchat import prompt, triage
+from medchat import prompt, refusal, triage
 from medchat.engines import Delta, Engine, EngineError, Sampling
 from medchat.errors import UserError
 from medchat.knowledge import Knowledge, Passage, cite, sentences
@@ -51,14 +51,18 @@ def reply(
     sampling: Sampling | None = None,
     knowledge: Knowledge | None = None,
     cancel: Event | None = None,
+    region: str | None = None,
+    system: str = "",
 ) -> Iterator[Reply]:
     """Yield the answer to `message` after `history`, piece by piece; a card against danger comes first.
 
     `adapter` is a name of `engine.adapters`, "" the first of them, "base" none. In a crisis the card is the answer, and
-    no model runs. Raises ChatError with a sentence for the visitor before anything is computed, and EngineError when
-    the engine fails, unless a card stands already.
+    no model runs; nor for a request for help with harm, which gets a sentence of medchat.refusal. `region` chooses the
+    numbers on the card (triage.REGIONS); `system`, where given, takes the place of the system prompt. Raises ChatError
+    with a sentence for the visitor before anything is computed, and EngineError when the engine fails, unless a card
+    stands already.
     """
-    assessment = assess(message, history)
+    assessment = assess(message, history, region)
     if assessment.level == "crisis":
         yield Reply(Delta("", "stop"), assessment, final="")
         return
@@ -68,8 +72,11 @@ def reply(
     sampling, cancel = sampling or Sampling(), cancel or Event()
     name = adapter_name(engine, adapter)
     messages = conversation(message, history)
+    if sentence := refusal.decline(messages[-1]["content"], messages[:-1]):
+        yield Reply(Delta(sentence, "stop"), assessment, name, final=sentence)
+        return
     passages = passages_for(knowledge, message, messages[:-1]) if knowledge else []
-    system = (engine.adapters[name].system if name else None) or prompt.SYSTEM
+    system = system or system_prompt(engine, name)
     messages, passages, dropped = fit(engine, system, messages, passages, sampling.max_tokens)
     sampling = replace(sampling, max_tokens=min(sampling.max_tokens, engine.context - engine.count_tokens(messages)))
 
@@ -86,11 +93,16 @@ def reply(
         yield replace(whole, delta=Delta("", "stop"), final=text)
 
 
-def assess(message: object, history: object) -> Assessment:
+def system_prompt(engine: Engine, name: str) -> str:
+    """Return the system prompt of an adapter of `engine`: the one it was trained with, else ours."""
+    return (engine.adapters[name].system if name else None) or prompt.SYSTEM
+
+
+def assess(message: object, history: object, region: str | None = None) -> Assessment:
     """Return triage.check() of what the visitor wrote; what is not a message is passed over, so it never fails."""
     turns = [turn for turn in history if isinstance(turn, dict)] if isinstance(history, (list, tuple)) else []
     said = [turn.get("content") for turn in turns if turn.get("role") == "user"] + [message]
-    return triage.check([{"role": "user", "content": text} for text in said if isinstance(text, str)])
+    return triage.check([{"role": "user", "content": text} for text in said if isinstance(text, str)], region=region)
 
 
 def passages_for(knowledge: Knowledge, question: str, history: Sequence[Message]) -> list[Passage]:

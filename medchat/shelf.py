@@ -25,7 +25,6 @@ from medchat.files import cache_dir
 from medchat.knowledge import (
     EARLIER,
     MAX_WORDS,
-    SATURATION,
     Knowledge,
     Passage,
     Query,
@@ -44,6 +43,7 @@ MAX_PAGES = 500
 MAX_SECONDS = 20  # for the pages of one PDF
 VERSION = "1"  # of the layout below and of the way texts are cut and stemmed; another one is built anew
 CANDIDATES = 40
+SATURATION = 2.0
 AWAY = 0.3  # what a question loses when all its words belong to other worlds (cooking, computers)
 MIN_CONFIDENCE = 0.25  # set on the "tune" half of tests/data/{medquad,off_topic}_questions.jsonl
 

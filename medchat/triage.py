@@ -3,7 +3,8 @@
 Text -> words (`words`) -> concepts (`Lexicon`, from the tables in assets/triage) -> scope (negated, past, a lesson, a
 story, a pet) -> rules, also from the tables, which combine concepts within a few words or over the conversation.
 Everything is dictionary look-ups over words, so the work grows with the length of the text and with nothing else.
-Where the rules are silent, medchat.second_opinion, a small learned model, may still raise the level.
+medchat.second_opinion, a small learned model, raises the level where the rules miss a danger, and silences a rule
+where it is sure that nobody is in danger.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from medchat import second_opinion
 
@@ -59,14 +61,13 @@ def check(messages: Sequence[Mapping[str, str]] | str, *, region: str | None = N
     any of the signs in assets/triage, or whether what is told is true. Silence is no reassurance.
     """
     turns = [messages] if isinstance(messages, str) else [m["content"] for m in messages if m["role"] == "user"]
+    found: dict[str, str] = {}
     told = [words(turn) for turn in turns]
-    found = recognise(told)
+    by_turn, together = recognise(told)
+    for flags, heard in by_turn:
+        found |= judged(flags, heard) | found
+    found |= together | found
     level = level_of(found)
-    if level != "crisis":
-        second = second_opinion.opinion(told)
-        if second == "crisis" or (second == "emergency" and level == "none"):
-            # learned from English, so the card is in English: no flag, only the level, which is its own flag
-            found, level = found | {second: "en"}, second
     if level == "none":
         return Assessment("none", (), "")
     labels = tables().labels
@@ -78,6 +79,26 @@ def level_of(flags: Iterable[str]) -> Level:
     """Return the level of what was recognised."""
     flags = set(flags)
     return "crisis" if flags & set(CRISES) else "emergency" if flags else "none"
+
+
+def judged(flags: Mapping[str, str], heard: Sequence[str]) -> dict[str, str]:
+    """Return the flags of a turn after the second opinion: less what it doubts, and more where it alone sees danger.
+
+    A crisis that a rule has seen stands. Doubt and addition rest on the turn alone, so no later turn withdraws a flag.
+    """
+    second = second_opinion.opinion(heard)
+    kept = {
+        flag: language
+        for flag, language in flags.items()
+        if language != "en" or not (second.doubts_crisis if flag in CRISES else second.doubts_alarm)
+    }
+    level = level_of(kept)
+    # the model's own flag is the level alone, for it does not say what it saw; its card is in English, as it is
+    if second.crisis and level != "crisis":
+        kept["crisis"] = "en"
+    elif second.alarm and level == "none":
+        kept["emergency"] = "en"
+    return kept
 
 
 def card(level: Level, ids: Sequence[str], languages: Mapping[str, str], region: str | None) -> str:
@@ -102,39 +123,7 @@ def card(level: Level, ids: Sequence[str], languages: Mapping[str, str], region:
 I_AM_AN_AI = "I am an AI, not a doctor."
 CALL_FIRST = "Please follow the advice at the top of this answer first, and call for help now."
 SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?]+(?=\s|$)|[.!?](?!\s|$)[^.!?\n]*)*[.!?]*\s*|\n")
-BOILERPLATE = re.compile(
-    r"\bchat ?doctor\b|\bwelcome to\b|^\W*thank(s| you) for (using|contacting|choosing|writing|posting"
-    r"|consulting|your query)"
-    r"|\bthese resources address\b|\bhope (this|i have|i) (answer|help|clarif)|\bhealth ?care ?magic\b|\bicliniq\b",
-    re.IGNORECASE,
-)
-DOCTOR = re.compile(
-    r"\bI(?:'m| am) (?:a|an|your) (?:[\w-]+ ){0,3}(?:doctor|physician|surgeon|nurse|psychiatrist|cardiologist"
-    r"|clinician)\b"
-    r"|\bI(?:'m| am) Dr\b|\bmy name is Dr\b|\bthis is Dr\b|\bas (?:a|your) (?:[\w-]+ ){0,2}(?:doctor"
-    r"|physician)\b,? I\b"
-    r"|\bin my (?:own )?(?:clinical|medical) (?:practice|experience)\b|\b(?:many of )?my (?:own )?patients\b",
-    re.IGNORECASE,
-)
-WAITING = re.compile(
-    r"\bwait(?:ing)? (?:and see|a (?:few|couple|day|week|while)|until|till|it out|for \d+|\d+|another)\b"
-    r"|\bsleep it off\b"
-    r"|\bignor(?:e|ing) (?:it|this|them|the|your)\b|\bno (?:need|reason) to (?:call|go|see|seek|worry|panic|be)\b"
-    r"|\b(?:do not|don't|not) (?:need|have) to (?:call|go|see|seek|worry)\b|\b(?:do not|don't) (?:worry|panic)\b"
-    r"|\bnothing (?:serious|to worry|to be)\b|\b(?:is|it's|are|probably|likely) (?:not|n't) (?:serious"
-    r"|dangerous|an emergency|a cause|urgent)\b"
-    r"|\b(?:go away|pass|resolve|heal|settle|get better|improve) (?:on (?:its|their) own|by (?:itself"
-    r"|themselves)|without treatment)\b"
-    r"|\b(?:rest|monitor|treat|manage)\w* (?:it |this |them |your \w+ )?at home\b|\b(?:is|are|usually"
-    r"|probably) harmless\b"
-    r"|\bsee how (?:you|it|things) (?:feel|go)\b|\byou(?:'re| are)(?: probably)? (?:fine|okay|ok|safe)\b",
-    re.IGNORECASE,
-)
-NOT_WAITING = re.compile(
-    r"\b(?:do not|don't|never|not|without|should not|shouldn't|cannot|rather than|instead of) (?:\w+ )?(?:wait"
-    r"|ignor|sleep|rest|monitor|treat)",
-    re.IGNORECASE,
-)
+TITLE = re.compile(r"\b(Dr|Mr|Mrs|Ms|Prof|St)\.(?=\s)")  # its full stop ends no sentence: U+2024 stands in for it
 
 
 def guard(reply: str, assessment: Assessment) -> str:
@@ -146,13 +135,14 @@ def guard(reply: str, assessment: Assessment) -> str:
     Does NOT cover: wrong facts or doses, harmful advice in other words, other languages than English (apart from
     loops), or anything that a single sentence does not show.
     """
-    text = cut_loop(reply)
+    text, seen = cut_loop(reply), faults()
     out, changed, told = [], text != reply, False
-    for sentence in SENTENCE.findall(text):
-        if DOCTOR.search(sentence) and not re.search(r"\bnot\b|n't\b|\bask\b|\btell\b", sentence):
+    for sentence in SENTENCE.findall(TITLE.sub("\\1\u2024", text)):
+        plainly = sentence.replace("\u2019", "'")
+        if seen["DOCTOR"].search(plainly) and not seen["NOT_DOCTOR"].search(plainly):
             replacement, told = ("" if told else I_AM_AN_AI + " "), True
-        elif BOILERPLATE.search(sentence) or (
-            assessment.level != "none" and WAITING.search(sentence) and not NOT_WAITING.search(sentence)
+        elif seen["BOILERPLATE"].search(plainly) or (
+            assessment.level != "none" and seen["WAITING"].search(plainly) and not seen["NOT_WAITING"].search(plainly)
         ):
             replacement = ""
         else:
@@ -162,8 +152,19 @@ def guard(reply: str, assessment: Assessment) -> str:
         out.append(replacement + "\n" * sentence.count("\n"))
     if not changed:
         return reply
-    text = re.sub(r"\n{3,}", "\n\n", "".join(out)).strip()
+    text = re.sub(r"\n{3,}", "\n\n", "".join(out)).replace("\u2024", ".").strip()
     return text or (I_AM_AN_AI if assessment.level == "none" else CALL_FIRST)
+
+
+@lru_cache(maxsize=1)
+def faults() -> dict[str, re.Pattern[str]]:
+    """Return what to look for in a sentence, by name."""
+    lines: dict[str, list[str]] = defaultdict(list)
+    for line in (TABLES / "guard.txt").read_text(encoding="utf-8").splitlines():
+        name, named, pattern = line.partition(" = ")
+        if named and not line.startswith("#"):
+            lines[name].append(pattern)
+    return {name: re.compile("|".join(patterns), re.IGNORECASE) for name, patterns in lines.items()}
 
 
 def cut_loop(reply: str) -> str:
@@ -319,6 +320,7 @@ class Lexicon:
     known: frozenset[str] = frozenset()
     starts: tuple[str, ...] = ()
     common: dict[str, frozenset[str]] = field(default_factory=dict)
+    parts: frozenset[str] = frozenset()  # concepts that stand in phrases of other concepts
     near: dict[str, str] = field(default_factory=dict)
     skeletons: dict[str, str] = field(default_factory=dict)
     seen: dict[str, str] = field(default_factory=dict)
@@ -458,6 +460,7 @@ def compile_phrases(lexicon: Lexicon, phrases: Sequence[tuple[str, str]]) -> Non
 
     for name, _ in parsed:
         level(name)
+    lexicon.parts = frozenset().union(*uses.values())
     count = max(depth.values()) + 1
     lexicon.by_word = [defaultdict(list) for _ in range(count)]
     lexicon.by_start = [defaultdict(list) for _ in range(count)]
@@ -525,8 +528,7 @@ def learn_spelling(lexicon: Lexicon, folder: Path) -> None:
 NUMERIC = ("NUM", "FEVER", "LOWTEMP", "MANY", "YEAR", "HUGE")
 
 
-@dataclass(frozen=True)
-class Mention:
+class Mention(NamedTuple):
     """A concept found at words start..end (end not included) of a turn."""
 
     concept: str
@@ -551,24 +553,36 @@ def numeric(token: str) -> Iterable[str]:
         yield "YEAR"
 
 
-def recognise(turns: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Return {flag: language} for the words of all turns."""
-    everywhere: set[str] = set()
-    found: dict[str, str] = {}
+def recognise(turns: Sequence[Sequence[str]]) -> tuple[list[tuple[dict[str, str], list[str]]], dict[str, str]]:
+    """Return ({flag: language}, words as heard) of each turn, and {flag: language} of what only all of them show.
+
+    A word of a sentence that is silenced (the past, a lesson, a story, a pet) is heard as another word, with "~".
+    """
     rules = tables().rules
+    by_turn: list[tuple[dict[str, str], list[str]]] = []
+    everywhere: set[str] = set()
     for tokens in turns:
-        mentions = in_scope(tokens, concepts(tokens))
+        mentions, silent = in_scope(tokens, concepts(tokens))
         places: dict[str, list[Mention]] = defaultdict(list)
         for mention in mentions:
             places[mention.concept].append(mention)
         everywhere |= set(places)
+        flags: dict[str, str] = {}
         for rule in rules:
-            if rule.window and not (rule.without & places.keys()) and fits(rule, places):
-                found.setdefault(rule.flag, rule.language)
+            if not rule.without & places.keys() and (fits(rule, places) if rule.window else told(rule, places)):
+                flags.setdefault(rule.flag, rule.language)
+        by_turn.append((flags, [f"{token}~" if i in silent else token for i, token in enumerate(tokens)]))
+    together: dict[str, str] = {}
+    before = {flag for flags, _ in by_turn for flag in flags}
     for rule in rules:
-        if not rule.window and not (rule.without & everywhere) and all(term & everywhere for term in rule.terms):
-            found.setdefault(rule.flag, rule.language)
-    return found
+        if not rule.window and rule.flag not in before and not rule.without & everywhere and told(rule, everywhere):
+            together.setdefault(rule.flag, rule.language)
+    return by_turn, together
+
+
+def told(rule: Rule, names: Iterable[str]) -> bool:
+    """Whether every term of a rule is among the concepts `names`."""
+    return all(not term.isdisjoint(names) for term in rule.terms)
 
 
 def fits(rule: Rule, places: Mapping[str, list[Mention]]) -> bool:
@@ -599,14 +613,15 @@ def concepts(tokens: Sequence[str]) -> list[Mention]:
     here = frozenset(words_at)
     at: dict[int, dict[str, list[int]]] = defaultdict(dict)  # start -> concept -> ends
     starts: dict[str, set[int]] = defaultdict(set)  # concept -> starts
-    found: list[Mention] = []
+    found: set[Mention] = set()
 
     def add(name: str, start: int, end: int) -> None:
-        ends = at[start].setdefault(name, [])
-        if end not in ends:
-            ends.append(end)
-            starts[name].add(start)
-            found.append(Mention(name, start, end))
+        mention = Mention(name, start, end)
+        if mention not in found:
+            found.add(mention)
+            if name in lexicon.parts:
+                at[start].setdefault(name, []).append(end)
+                starts[name].add(start)
 
     for token in here:
         for name in numeric(token) if token[0].isdigit() else ():
@@ -628,7 +643,7 @@ def concepts(tokens: Sequence[str]) -> list[Mention]:
                             new.append((name, i, end))
         for name, start, end in new:
             add(name, start, end)
-    return sorted(found, key=lambda m: (m.start, m.end, m.concept))
+    return sorted(found, key=itemgetter(1, 2, 0))
 
 
 def following(places: Iterable[int], element: Element, tokens: Sequence[str]) -> Iterable[int]:
@@ -680,8 +695,8 @@ SCOPES = (
 )  # fmt: skip
 
 
-def in_scope(tokens: Sequence[str], mentions: Sequence[Mention]) -> list[Mention]:
-    """Return the mentions that are told as true, of a person, now.
+def in_scope(tokens: Sequence[str], mentions: Sequence[Mention]) -> tuple[list[Mention], set[int]]:
+    """Return the mentions that are told as true, of a person, now, and the words of the sentences that are not.
 
     Left out: what is negated, lies in the past, or belongs to a lesson, a story, an idiom or a pet. Does NOT cover
     irony, quotations, or a negation told in a sentence of its own.
@@ -700,7 +715,7 @@ def in_scope(tokens: Sequence[str], mentions: Sequence[Mention]) -> list[Mention
     content = [m for m in content if m.start not in (silent_crisis if m.concept[3:] in CRISES else silent)]
     denied = denied_words(tokens, marks, content)
     kept = [m for m in content if m.start not in denied.get(m.concept[:2], ())]
-    return kept + [m for kind in ("SELFW", "ONE") for m in marks[kind]]
+    return kept + [m for kind in ("SELFW", "ONE") for m in marks[kind]], silent
 
 
 def languages(tokens: Sequence[str]) -> frozenset[str]:
@@ -709,7 +724,9 @@ def languages(tokens: Sequence[str]) -> frozenset[str]:
     """
     common = tables().common
     counts = {language: sum(token in common[language] for token in tokens) for language in LANGUAGES}
-    others = {language for language in LANGUAGES if counts[language] >= counts["en"]} - {"en"}
+    # a few words may have none of the common ones; in a long text their absence tells
+    least = max(counts["en"], len(tokens) >= 30)
+    others = {language for language in LANGUAGES if counts[language] >= least} - {"en"}
     return frozenset(others if counts["en"] == 0 and max(counts.values()) >= 3 else others | {"en"})
 
 

@@ -26,7 +26,8 @@ STOP = frozenset(
     till to today told tomorrow too took tried try trying under until up upon us use used useful using usually
     ve very wait want wants was way we week weeks well went were what when where whether which while who whole
     why will with within without won would yes yesterday yet you your yours yourself day days month months year
-    years ago time times hour hours minute minutes don't""".split()  # noqa: SIM905
+    years ago time times hour hours minute minutes don't ive weve theyve im hes shes theyre youre thats whats theres
+    isnt arent wasnt werent doesnt didnt havent hasnt cant couldnt wont wouldnt shouldnt dont youd""".split()  # noqa: SIM905
 )
 
 

@@ -1,8 +1,9 @@
-"""Shared parts of the tests: an isolated cache, the tiny models, the embedded engine, and a running app."""
+"""Shared parts of the tests: the tiny models, the embedded engine, a running app, the page on a script, a browser."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -84,3 +85,46 @@ def app_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.terminate()
         process.wait(10)
         log.close()
+
+
+@pytest.fixture(scope="session")
+def scripted() -> Any:
+    """The engine of `page_url`; its `computing` tells how many replies run."""
+    from tests.scripted import ScriptedEngine
+
+    return ScriptedEngine()
+
+
+@pytest.fixture(scope="session")
+def page_url(scripted: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the page on an engine that answers from a script, with the built-in knowledge."""
+    from medchat.knowledge import open_knowledge
+    from medchat.line import Limits
+    from medchat.ui import build_demo, launch_options
+
+    before = os.environ.get("MEDCHAT_CACHE")
+    os.environ["MEDCHAT_CACHE"] = str(tmp_path_factory.mktemp("cache"))  # where votes go
+    demo = build_demo(scripted, open_knowledge("builtin"), limits=Limits(waiting=2, per_minute=1000))
+    _, url, _ = demo.launch(server_port=free_port(), prevent_thread_lock=True, quiet=True, **launch_options())
+    yield url.rstrip("/")
+    demo.close(verbose=False)
+    if before is None:
+        del os.environ["MEDCHAT_CACHE"]
+    else:
+        os.environ["MEDCHAT_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, started once. Without it the tests of the page are skipped, but not in CI."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        if os.environ.get("CI"):
+            pytest.fail("CI must test the page: install chromium", pytrace=False)
+        pytest.skip("no Chromium here: apt install chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()

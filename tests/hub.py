@@ -73,6 +73,7 @@ class Hub:
     """The server. `url` is its address, `requests` what was asked of it: "METHOD path", with the range if any."""
 
     token = "hf_OwnerTokenOfTheLocalHub"  # reads and writes everything
+    reader = "hf_ReadTokenOfTheLocalHub"  # valid, made for reading only
     stranger = "hf_StrangerTokenOfTheLocalHub"  # valid, but neither a member nor on a gated repository's list
 
     def __init__(self, folder: Path):
@@ -141,7 +142,10 @@ class Hub:
         return {p: f.path.read_bytes() for p, f in entry.commits[entry.refs.get(revision, revision)].items()}
 
     def fail_next(self, match: str, *, status: int | None = None, cut_after: int | None = None, times: int = 1) -> None:
-        """Fail requests whose "METHOD path" contains `match`: by status, a cut after so many bytes, or silence."""
+        """Fail requests whose "METHOD path" contains `match`: by status, a cut after so many bytes, or silence.
+
+        What a GET is cut in is the answer; in an upload it is what the client sends.
+        """
         self._faults.append(_Fault(match, status, cut_after, times))
 
     def store(self, content: bytes | int) -> _File:
@@ -171,7 +175,13 @@ class Hub:
     def whoami(self, request: _Handler) -> dict[str, Any]:
         if request.user is None:
             raise _HTTPError(401, "Invalid username or password.")
-        return {"type": "user", "name": request.user, "orgs": [], "auth": {"type": "access_token"}}
+        role = "read" if request.user == "reader" else "write"
+        auth = {"type": "access_token", "accessToken": {"displayName": "a token", "role": role}}
+        return {"type": "user", "name": request.user, "orgs": [], "auth": auth}
+
+    def auth_check(self, request: _Handler, kinds: str, repo: str, write: str | None) -> dict[str, Any]:
+        self._find(request, _KINDS[kinds], repo, "main", write=bool(write), content=True)
+        return {}
 
     def validate_yaml(self, request: _Handler) -> dict[str, Any]:
         request.body()
@@ -341,6 +351,7 @@ _ROUTES: list[tuple[str, str, Any]] = [
     ("POST", r"/api/validate-yaml", Hub.validate_yaml),
     ("POST", r"/api/repos/create", Hub.create_repo),
     ("GET", _API, Hub.info),
+    ("GET", _API + r"/auth-check(/write)?", Hub.auth_check),
     ("GET", _API + r"/revision/([^/]+)", Hub.info),
     ("GET", _API + r"/tree/([^/]+)(?:/(.+))?", Hub.tree),
     ("POST", _API + r"/paths-info/([^/]+)", Hub.paths_info),
@@ -379,6 +390,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub._closing.wait()  # silence
                 self.close_connection = True
                 return
+            if self.fault and self.command in ("POST", "PUT"):
+                self.rfile.read(self.fault.cut_after)
+                self.close_connection = True
+                return
             self.user = self._user()
             method = "GET" if self.command == "HEAD" else self.command
             for verb, pattern, answer in _ROUTES:
@@ -402,7 +417,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _user(self) -> str | None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        users = {"": None, self.hub.token: "owner", self.hub.stranger: "stranger"}
+        users = {
+            "": None,
+            self.hub.token: "owner",
+            self.hub.reader: "reader",
+            self.hub.stranger: "stranger",
+        }
         if token not in users:
             raise _HTTPError(401, "Invalid credentials in Authorization header")
         return users[token]

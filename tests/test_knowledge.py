@@ -26,11 +26,11 @@ from medchat.knowledge import (
     supported,
     unsupported_sentences,
 )
+from medchat.words import words
 
 HUB = Path(__file__).parents[2] / "shared" / "data" / "hub"
-# Floors against getting worse, just under what the held-out half gave (0.796, 0.847, 0.06). The aims, 0.85, 0.95 and
-# 0.03, are not reached yet.
-HIT_1, HIT_3, OFF_TOPIC = 0.78, 0.83, 0.07
+# Floors against getting worse, just under what the held-out half gave (0.836, 0.911, 0.02); the aims are 0.85 and 0.95.
+HIT_1, HIT_3, OFF_TOPIC = 0.82, 0.9, 0.03
 KINDS = {"condition", "symptom", "medicine", "test", "first_aid", "living"}
 
 
@@ -98,9 +98,10 @@ def test_ids_and_aliases_have_one_owner(topics):
 
 def test_search_words_and_questions_name_real_topics(topics):
     ids = {topic["id"] for topic in topics.topics}
-    lines = (TOPICS / "everyday.txt").read_text(encoding="utf-8").splitlines()
-    named = [line.split(":")[0] for line in lines if line and not line.startswith("#")]
-    assert sorted(named) == sorted(ids)
+    for name in ("everyday.txt", "asked.txt"):
+        lines = (TOPICS / name).read_text(encoding="utf-8").splitlines()
+        named = [line.split(":")[0] for line in lines if line and not line.startswith("#")]
+        assert sorted(named) == sorted(ids)
     for row in questions("retrieval_questions.jsonl"):
         assert row["topics"]
         assert set(row["topics"]) <= ids
@@ -110,6 +111,19 @@ def test_fainting_in_pregnancy_is_equally_urgent_in_both_topics(topics):
     sentence = "In pregnancy, call it for fainting with any bleeding, severe pain, injury or not waking"
     for id in ("fainting-spells#seek_care", "first-aid-fainting#seek_care"):
         assert sentence in text_of(topics, id)
+
+
+def test_questions_are_asked_of_one_topic_and_not_copied_from_the_tests():
+    owners: dict[str, list[str]] = {}
+    for name in ("asked.txt", "asked-elsewhere.txt"):
+        for line in (TOPICS / name).read_text(encoding="utf-8").splitlines():
+            key, _, rest = line.partition(": ")
+            for question in rest.split(" | ") if not line.startswith("#") else ():
+                owners.setdefault(" ".join(words(question)), []).append(key)
+    assert {question: keys for question, keys in owners.items() if len(keys) > 1} == {}
+    tested = {" ".join(words(row["question"])) for row in questions("retrieval_questions.jsonl", "test")}
+    tested |= {" ".join(words(row["question"])) for row in questions("off_topic_questions.jsonl", "test")}
+    assert [question for question in tested & set(owners) if len(question.split()) > 2] == []  # "good night" may be
 
 
 # --- retrieval ---
@@ -131,6 +145,10 @@ def test_held_out_questions_find_their_topic(topics):
         ("what is hypertention", "high-blood-pressure"),
         ("imodium", "loperamide"),
         ("diarrhoea", "diarrhea-symptom"),
+        ("what is POTS", "pots"),
+        ("do you need antibiotics for strep", "strep-throat"),
+        ("rogaine for thinning hair", "alopecia"),
+        ("I check the door lock over and over", "obsessive-compulsive-disorder"),
     ],
 )
 def test_lay_words_and_typos_reach_the_topic(topics, question, topic):
@@ -153,7 +171,11 @@ def test_the_kind_of_passage_follows_the_question(topics, question, field):
 
 @pytest.mark.parametrize(
     "question",
-    ["", "  ", "?!", "thanks", "hello there", "Was hilft gegen Kopfschmerzen?", "me duele la cabeza", "\0\0", "😀"],
+    [
+        *("", "  ", "?!", "\0\0", "😀", "asdf qwer", "Was hilft gegen Kopfschmerzen?", "me duele la cabeza"),
+        *("thanks", "thank you, doctor", "hello there", "ok, bye", "Are you a doctor?", "are you a real nurse or a bot"),
+        *("who made you", "do you sleep", "how old are you?", "can you help me", "you are not a doctor", "what is 3 + 4"),
+    ],
 )
 def test_what_is_no_question_of_ours_finds_nothing(topics, question):
     assert topics.search(question) == []
@@ -165,7 +187,8 @@ def test_follow_ups_use_the_conversation(topics):
     assert topics.search("and how is it treated?", before)[0].id == "gout#treatment"
     assert topics.search("is it contagious", asked("hello", "my son has chickenpox"))[0].topic == "chickenpox"
     assert topics.search("and how is it treated?") == []
-    assert {p.topic for p in topics.search("I also have a rash on my arm", before)} == {"skin-rash"}
+    assert topics.search("I also have a rash on my arm", before)[0].topic == "skin-rash"
+    assert "gout" not in {p.topic for p in topics.search("I also have a rash on my arm", before)}
     assert "gout" not in {p.topic for p in topics.search("how do I treat a nosebleed", before)}
     assert topics.search("tell me a joke", before) == []
 

@@ -1,104 +1,246 @@
-"""The page in a real browser: chat, stop, retry, errors, at desktop and phone size."""
+"""The Chat tab in a real browser: ask, stop, retry, undo, edit, copy, follow up; what an answer rests on; limits."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from gradio_client import Client
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from tests.conftest import wait_until
+from tests.pages import LOOKS, ask, expect, opened, replies, send, wait_for_end
+from tests.scripted import INVENTED
 
-if not CHROMIUM and os.environ.get("CI"):
-    pytest.fail("CI must test the page: install chromium", pytrace=False)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt install chromium")
-
-expect = playwright.expect
-SIZES = {"desktop": {"width": 1280, "height": 800}, "phone": {"width": 390, "height": 844}}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
-
-
-def open_page(browser, app_url, size):
-    page = browser.new_page(viewport=SIZES[size])
-    page.set_default_timeout(30_000)
-    page.goto(app_url)
-    page.wait_for_selector("#message textarea")
-    return page
+ANEMIA = "What are the symptoms of iron deficiency anemia?"
 
 
 @pytest.fixture
-def page(browser, app_url):
-    """The page on a phone, where things are tightest."""
-    page = open_page(browser, app_url, "phone")
-    yield page
-    page.close()
+def page(browser, page_url):
+    with opened(browser, page_url, "phone") as page:
+        yield page
 
 
-@pytest.fixture(params=SIZES)
-def any_page(request, browser, app_url):
-    """The page on a phone and on a desktop screen."""
-    page = open_page(browser, app_url, request.param)
-    yield page
-    page.close()
+def test_the_real_app_answers_streams_and_stops(browser, app_url):
+    with opened(browser, app_url) as page:
+        expect(page.locator("#status")).to_contain_text("medchat on SmolLM2-135M-Instruct")
+        send(page, "How can I sleep better?")
+        expect(page.locator("#chat .facts summary")).to_contain_text("tokens/s", timeout=90_000)
+        page.get_by_role("radio", name="base", exact=True).first.check()
+        send(page, "Write a very long list of everything that is good for health.")
+        expect(replies(page).last.locator(".prose")).to_contain_text("a", timeout=60_000)
+        page.keyboard.press("Escape")
+        expect(page.locator("#status")).to_contain_text("Stopped")
+        partial = replies(page).last.inner_text()
+        page.wait_for_timeout(700)
+        assert replies(page).last.inner_text() == partial
 
 
-def send(page, text):
-    box = page.locator("#message textarea")
-    box.fill(text)
-    box.press("Enter")
+@pytest.mark.parametrize(("size", "scheme"), LOOKS)
+def test_a_question_is_answered_and_nothing_scrolls_sideways(browser, page_url, size, scheme):
+    with opened(browser, page_url, size, scheme) as page:
+        assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+        expect(page.locator("#header")).to_contain_text("AI · not a doctor")
+        expect(page.locator("#disclaimer")).to_contain_text("not a doctor")
+        assert "anemia" in ask(page, ANEMIA)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.locator("#message textarea").input_value() == ""
+        for tab in ("Compare", "Adapters", "About"):
+            page.get_by_role("tab", name=tab, exact=True).click()
+            assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), tab
 
 
-def replies(page):
-    return page.locator("#chat .message.bot")
+def test_consent_comes_first_once_and_is_remembered(browser, page_url):
+    with opened(browser, page_url, agree=False) as page:
+        expect(page.locator("#consent")).to_contain_text("not a doctor")
+        send(page, ANEMIA)
+        expect(page.get_by_text("accept it first")).to_be_visible()
+        assert page.locator("#message textarea").input_value() == ANEMIA
+        assert page.locator("#chat .user-row").count() == 0
+        page.locator("#agree").click()
+        expect(page.locator("#agree")).to_be_hidden()
+        page.keyboard.press("Enter")  # the focus is back in the box, the question still there
+        expect(page.locator("#chat .facts")).to_be_visible()
+        page.reload()
+        expect(page.locator("#status")).to_contain_text("medchat on script")
+        page.wait_for_timeout(500)
+        expect(page.locator("#agree")).to_be_hidden()
 
 
-def wait_for_end(page):
-    expect(page.locator("#status")).to_contain_text("tokens/s", timeout=60_000)
-    expect(page.locator("#message .submit-button")).to_be_visible()
+def test_danger_gets_its_card_even_before_consent(browser, page_url):
+    with opened(browser, page_url, agree=False) as page:
+        send(page, "my husband has crushing chest pain and cant breathe")
+        expect(page.locator("#chat .card.emergency")).to_be_visible()
+        expect(page.locator("#chat .note")).to_contain_text("accept the note")
+        assert page.locator("#chat .facts").count() == 0
 
 
-def test_a_question_is_answered_and_retried(any_page):
-    page = any_page
-    expect(page.locator("#disclaimer")).to_contain_text("not a doctor")
-    expect(page.locator("#status")).to_contain_text("medchat on SmolLM2-135M-Instruct")
-    send(page, "How can I sleep better?")
+def test_cards_are_alerts_above_the_reply_and_a_crisis_is_only_its_card(page):
+    ask(page, "my husband has crushing chest pain and cant breathe")
+    card = page.get_by_role("alert").filter(has=page.get_by_role("heading", name="This may be an emergency"))
+    expect(card).to_contain_text("Call 999 now")  # the browser speaks British English
+    reply = replies(page).last
+    assert reply.inner_text().index("999") < reply.inner_text().index(INVENTED)
+    ask(page, "I want to kill myself")
+    card = page.get_by_role("alert").filter(has=page.get_by_role("heading", name="You matter"))
+    expect(card).to_contain_text("116 123")
+    assert INVENTED not in replies(page).last.inner_text()
+    assert replies(page).last.locator(".facts").count() == 0
+
+
+def test_the_card_stays_the_same_element_while_the_reply_streams(page):
+    send(page, "my husband has crushing chest pain and cant breathe LONG")
+    card = page.locator("#chat .card")
+    card.evaluate("element => { element.dataset.seen = 'yes' }")
+    expect(replies(page).last).to_contain_text("and on it goes. and on it goes.")
+    assert card.get_attribute("data-seen") == "yes"  # else readers would speak it again with every word
+    page.keyboard.press("Escape")
     wait_for_end(page)
-    assert len(replies(page).last.inner_text()) > 20
-    assert page.locator("#message textarea").input_value() == ""
+
+
+def test_another_country_changes_the_numbers_on_the_cards_and_is_remembered(page):
+    ask(page, "my husband has crushing chest pain and cant breathe")
+    page.locator("#chat a.elsewhere").click()
+    page.get_by_role("radio", name="Australia").check()
+    expect(page.locator("#chat .card")).to_contain_text("Call 000 now")
+    page.reload()
+    page.get_by_role("button", name="Where you are").click()
+    expect(page.get_by_role("radio", name="Australia")).to_be_checked()
+
+
+def test_the_answer_shows_what_it_rests_on_and_what_nothing_supports(page):
+    ask(page, ANEMIA)
+    answer = replies(page).last
+    cited = answer.get_by_role("link", name="Passage 1")
+    doubted = answer.get_by_role("link", name="No passage supports this sentence")
+    expect(doubted).to_have_count(1)
+    cited.first.click()
+    panel = answer.locator("details.sources")
+    expect(panel.locator("mark")).to_contain_text("tiredness")
+    expect(panel.locator("a").first).to_have_attribute(
+        "href", "https://www.nhlbi.nih.gov/health/anemia/iron-deficiency-anemia"
+    )
+
+
+def test_an_answer_that_rests_on_nothing_says_so(page):
+    ask(page, "Who won the football match yesterday?")
+    expect(page.locator("#chat .rest")).to_contain_text("rests on nothing")
+    page.get_by_label("Answer from the knowledge base").uncheck()
+    ask(page, ANEMIA)
+    expect(page.locator("#chat .rest").last).to_contain_text("knowledge base is off")
+
+
+def test_facts_of_the_reply_and_the_context_gauge(page):
+    ask(page, ANEMIA)
+    page.locator("#chat .facts summary").click()
+    facts = page.locator("#chat .facts").inner_text()
+    for name in ("Adapter", "Base", "Length", "Speed", "First word", "Seed", "End"):
+        assert name in facts
+    assert "ended by itself" in facts
+    meter = page.get_by_role("meter", name="Context used")
+    assert 0 < int(meter.get_attribute("aria-valuenow")) < 100
+    for _ in range(3):
+        ask(page, "word " * 500)
+    expect(page.locator("#status")).to_contain_text("no longer fit")
+
+
+def test_reasoning_is_folded(page):
+    ask(page, "THINK what is anemia?")
+    folded = page.locator("#chat details", has_text="Reasoning")
+    expect(folded).not_to_have_attribute("open", "")
+    folded.locator("summary").click()
+    expect(folded).to_contain_text("First I weigh it.")
+
+
+def test_examples_by_theme_and_follow_ups_are_one_click(page):
+    page.locator("#themes").get_by_text("Tests").click()
+    page.get_by_role("button", name="What happens in an MRI scan?").click()
+    expect(page.locator("#chat .facts")).to_be_visible()
+    wait_for_end(page)
+    page.locator("#chat .option").first.click()
+    expect(page.locator("#chat .facts")).to_have_count(2)
+    expect(page.locator("#chat .user-row").last).to_contain_text("MRI scan")
+
+
+def test_retry_undo_and_edit(page):
+    ask(page, "What is anemia?")
+    facts = page.locator("#chat .facts dl")
+    drawn = facts.text_content()
     page.get_by_label("Retry").last.click()
-    expect(page.locator("#status")).to_contain_text("Thinking again")
+    expect(facts).not_to_have_text(drawn)  # another seed
     wait_for_end(page)
     assert replies(page).count() == 1
-
-
-def test_stop_ends_the_reply_and_the_next_question_works(page):
-    page.get_by_text("Settings").click()
-    page.get_by_role("radio", name="base").check()
-    send(page, "Write a very long list of everything that is good for health.")
-    expect(replies(page).last).to_contain_text("a", timeout=30_000)
-    page.locator("#message .stop-button").click()
-    expect(page.locator("#status")).to_contain_text("stopped")
-    page.wait_for_timeout(300)  # for what was on its way
-    partial = replies(page).last.inner_text()
-    page.wait_for_timeout(700)
-    assert replies(page).last.inner_text() == partial
-    send(page, "Hello")
+    ask(page, "And a second question?")
+    page.get_by_label("Edit").first.click()
+    page.locator("#chat textarea").fill("What is asthma?")
+    page.get_by_label("Submit").click()
+    expect(page.locator("#chat .user-row")).to_have_count(1)
+    expect(replies(page).last).to_contain_text("sthma")
     wait_for_end(page)
+    page.get_by_label("Undo").last.click()
+    expect(page.locator("#message textarea")).to_have_value("What is asthma?")
+    assert page.locator("#chat .user-row").count() == 0
 
 
-def test_an_example_is_one_click(page):
-    page.get_by_text("How is asthma treated?").click()
-    wait_for_end(page)
-    assert "asthma" in page.locator("#chat").inner_text().lower()
+def test_copies_read_as_on_the_page_and_carry_the_disclaimer(page):
+    ask(page, ANEMIA)
+    page.get_by_label("Copy message").last.click()
+    expect(page.locator("button.copied")).to_have_count(1)
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert "[1]" in copied
+    assert "<details" not in copied
+    assert "not a doctor" in copied
+    page.get_by_label("Copy conversation").click()
+    page.wait_for_timeout(200)
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("You:")
+    assert "MedChat (AI, not a doctor):" in copied
+
+
+@pytest.mark.parametrize("when", ["first token", "mid-reply", "retry", "edit", "closed tab"])
+def test_stop_ends_the_computation(browser, page_url, scripted, when):
+    with opened(browser, page_url) as page:
+        if when in ("retry", "edit"):
+            ask(page, "What is anemia?")
+        if when == "edit":
+            page.get_by_label("Edit").first.click()
+            page.locator("#chat textarea").fill("LONG story")
+            page.get_by_label("Submit").click()
+        elif when == "retry":
+            page.get_by_label("Edit").first.click()
+            page.locator("#chat textarea").fill("LONG story")
+            page.get_by_label("Submit").click()
+            expect(replies(page).last).to_contain_text("and on it goes.")
+            page.keyboard.press("Escape")
+            expect(page.locator("#status")).to_contain_text("Stopped")
+            page.get_by_label("Retry").last.click()
+        else:
+            send(page, "SLOW start" if when == "first token" else "LONG story")
+        assert wait_until(lambda: scripted.computing == 1)
+        if when == "closed tab":
+            page.close()
+        else:
+            if when != "first token":
+                expect(replies(page).last).to_contain_text("and on it goes.")
+            page.get_by_label("Stop").click()
+            expect(page.locator("#status")).to_contain_text("Stopped")
+        assert wait_until(lambda: scripted.computing == 0)
+        if when == "first token":
+            expect(page.locator("#chat .note")).to_contain_text("Stopped before the first word")
+        if when != "closed tab":
+            assert "anemia" in ask(page, "What is anemia?")
+
+
+def test_keys_enter_shift_enter_and_slash(page):
+    box = page.locator("#message textarea")
+    box.fill("one")
+    box.press("Shift+Enter")
+    page.keyboard.type("two")
+    assert box.input_value() == "one\ntwo"
+    page.get_by_role("tab", name="Chat").focus()
+    page.keyboard.press("/")
+    expect(box).to_be_focused()
+    assert box.input_value() == "one\ntwo"
 
 
 def test_too_long_a_message_stays_in_the_box_with_a_sentence(page):
@@ -107,34 +249,35 @@ def test_too_long_a_message_stays_in_the_box_with_a_sentence(page):
     assert len(page.locator("#message textarea").input_value()) == 100_000
 
 
-def test_an_answer_shows_its_passages_and_their_pages(page):
-    send(page, "What are the symptoms of iron deficiency anemia?")
-    wait_for_end(page)
-    sources = page.locator("#sources details")
-    expect(sources.first).to_contain_text("Iron deficiency anemia")
-    sources.first.locator("summary").click()
-    expect(sources.first.locator("a")).to_have_attribute(
-        "href", "https://www.nhlbi.nih.gov/health/anemia/iron-deficiency-anemia"
-    )
+def test_an_engine_that_fails_leaves_a_sentence_and_the_next_question_works(page):
+    ask(page, "FAIL please")
+    expect(page.locator("#chat .note")).to_contain_text("Please send the message again.")
+    assert "sthma" in ask(page, "What is asthma?")
 
 
-def test_an_emergency_shows_its_card_above_the_reply_and_a_crisis_only_the_card(page):
-    send(page, "my husband has crushing chest pain and cant breathe")
-    expect(page.locator("#chat blockquote")).to_be_visible(timeout=10_000)
-    wait_for_end(page)
-    cards = page.locator("#chat blockquote").count()
-    send(page, "I want to kill myself")
-    expect(page.locator("#chat blockquote")).to_have_count(cards + 1)
-    expect(page.locator("#message .submit-button")).to_be_visible()
-    assert "988" in page.locator("#chat blockquote").last.inner_text()
+def test_the_line_tells_its_place_and_overload_is_answered_at_once(browser, page_url, scripted):
+    """Four places are taken and two may wait: one more hears so at once; who leaves makes room."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(2) as pool, opened(browser, page_url) as page, opened(browser, page_url) as late:
+        try:
+            pool.submit(_occupy, page_url, stop, 4)
+            assert wait_until(lambda: scripted.computing == 4)
+            send(page, "How can I sleep better?")
+            expect(page.locator("#status")).to_contain_text("Number 1 in line, about")
+            pool.submit(_occupy, page_url, stop, 1)
+            page.wait_for_timeout(1500)
+            send(late, "How is asthma treated?")
+            expect(late.locator("#chat .note")).to_contain_text("waiting already. Please try again")
+            send(late, "my husband has crushing chest pain and cant breathe")
+            expect(late.locator("#chat .card")).to_be_visible()  # never waits, never refused
+        finally:
+            stop.set()
+        expect(page.locator("#chat .facts")).to_be_visible()
 
 
-def test_markup_in_a_message_is_shown_not_run(page):
-    send(page, "<img src=x onerror=\"document.title='run'\"> <script>document.title='run'</script> hello")
-    wait_for_end(page)
-    assert page.title() == "MedChat"
-
-
-def test_nothing_scrolls_sideways(any_page):
-    page = any_page
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+def _occupy(url: str, stop: threading.Event, count: int) -> None:
+    client = Client(url, verbose=False)
+    jobs = [client.submit("SLOW question", api_name="/chat") for _ in range(count)]
+    stop.wait(60)
+    for job in jobs:
+        job.cancel()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 from medchat import embedded
 from medchat.adapters import Adapter
 from medchat.prompt import SYSTEM
+from train import data, report
 from train.recipe import Recipe
+from train.report import LOWER_IS_BETTER
 
 DISCLAIMER = (
     "For research and education only. It is not a medical device, it gives wrong answers, and it never replaces a "
@@ -67,14 +68,15 @@ TASK_DATA = {
     "medmcqa": "openlifescienceai/medmcqa",
     "mmlu_medical": "cais/mmlu",
 }
-LOWER_IS_BETTER = ("nll", "perplexity")
 
 
 def licences(base: str, recipe: Recipe | None) -> list[tuple[str, Licence]]:
     """Return the licences of base and data, in the recipe's order; unknown ones are flagged, never left out."""
     found = [(base or "base", _match(base, BASE_LICENCES))]
-    names = dict.fromkeys(source.dataset for source in recipe.data) if recipe else ["training data"]
-    return found + [(_public(name), _match(name, DATA_LICENCES)) for name in names]
+    if recipe is None:
+        return [*found, ("the training data", _UNKNOWN)]
+    names = dict.fromkeys(source.dataset for source in recipe.data)
+    return found + [(public_name(name), _match(name, DATA_LICENCES)) for name in names]
 
 
 def licence_of(sources: Sequence[tuple[str, Licence]]) -> str:
@@ -101,8 +103,14 @@ def worse(results: dict[str, Any]) -> list[str]:
     return found
 
 
-def model_card(adapter: Adapter, repo: str, base: str, recipe: Recipe, results: dict[str, Any]) -> str:
-    """Return the card as Markdown with its metadata on top; `base` is the Hub id that the adapter records."""
+def model_card(
+    adapter: Adapter, repo: str, base: str, recipe: Recipe, results: dict[str, Any], counts: dict[str, Any] | None
+) -> str:
+    """Return the card as Markdown with its metadata on top.
+
+    `base` is the Hub id that the adapter records, `results` are those of `train evaluate`, `counts` the report of
+    train.data on its rows, None where there is none.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     sources = licences(base, recipe)
@@ -120,7 +128,7 @@ def model_card(adapter: Adapter, repo: str, base: str, recipe: Recipe, results: 
         for task, metrics in results["tasks"].items()
         for metric, score in metrics.items()
     ]
-    data = ModelCardData(
+    facts = ModelCardData(
         base_model=base,
         datasets=[source.dataset for source in recipe.data if _is_hub_id(source.dataset)] or None,
         language="en",
@@ -134,13 +142,13 @@ def model_card(adapter: Adapter, repo: str, base: str, recipe: Recipe, results: 
         eval_results=scores,
     )
     parts = [
-        f"---\n{data.to_yaml()}\n---",
+        f"---\n{facts.to_yaml()}\n---",
         f"# {repo.partition('/')[2]}",
         f"**{DISCLAIMER}**",
         f"{recipe.description} A LoRA adapter of rank {adapter.rank} for `{base}`, {_method(recipe)}.",
         *_use(repo, base, recipe),
         *_evaluation(results),
-        *_data(sources, adapter.folder),
+        *_data(sources, counts),
         *_reproduce(adapter, repo, recipe, results),
         "## Limits\n\n"
         "- English only. It was measured on the tasks above and on nothing else; a good score there is no proof of "
@@ -201,26 +209,11 @@ def _evaluation(results: dict[str, Any]) -> Iterator[str]:
     yield "## Evaluation"
     if found := worse(results):
         yield f"**This adapter is worse than its base, and was published all the same:** {'; '.join(found)}."
-    rows = ["| task | metric | base | adapter | difference | n |", "| --- | --- | --- | --- | --- | --- |"]
-    for task, metrics in results["tasks"].items():
-        for metric, score in metrics.items():
-            base = results.get("base_tasks", {}).get(task, {}).get(metric)
-            paired = results["paired"].get(task, {}).get(metric)
-            change = f"{paired['difference']:+.3f} [{paired['low']:+.3f}, {paired['high']:+.3f}]" if paired else ""
-            down = " (lower is better)" if metric in LOWER_IS_BETTER else ""
-            cells = [task, metric + down, f"{base['value']:.3f}" if base else "", _interval(score), change, score["n"]]
-            rows.append(f"| {' | '.join(map(str, cells))} |")
-    yield "\n".join(rows)
-    only = f"Only the first {results['limit']} rows of each task were used. " if results.get("limit") else ""
-    yield f"{only}Brackets hold 95 % intervals; differences are paired, on the same rows. All figures: `results.json`."
+    yield report.markdown(results).partition("\n")[2].strip()  # without its title
+    yield "Every figure with its versions: `results.json`; as a picture: `results.svg`."
 
 
-def _interval(score: dict[str, Any]) -> str:
-    value = f"{score['value']:.3f}"
-    return f"{value} [{score['low']:.3f}, {score['high']:.3f}]" if score.get("low") is not None else value
-
-
-def _data(sources: Sequence[tuple[str, Licence]], folder: Path) -> Iterator[str]:
+def _data(sources: Sequence[tuple[str, Licence]], counts: dict[str, Any] | None) -> Iterator[str]:
     rows = ["| what | licence | |", "| --- | --- | --- |"]
     rows += [f"| {what} | {one.text} | {f'**{one.flag}**' if one.flag else ''} |" for what, one in sources]
     yield "## Licences\n\n" + "\n".join(rows)
@@ -230,30 +223,10 @@ def _data(sources: Sequence[tuple[str, Licence]], folder: Path) -> Iterator[str]
             "before you build on it."
         )
     yield "## Training data"
-    report = folder / "data_report.json"
-    if report.is_file():
-        counts = json.loads(report.read_text(encoding="utf-8"))
-        yield "Rows that came in, that were removed and why, overlap with evaluation sets included:"
-        yield "\n".join(_outline(counts))
+    if counts:
+        yield data.report_markdown(counts).strip()
     else:
         yield "No count of removed duplicates and of overlap with evaluation sets was kept with this adapter."
-
-
-def _outline(value: dict[str, Any], depth: int = 0) -> Iterator[str]:
-    """Yield nested counts as a Markdown list."""
-    for key, item in value.items():
-        indent, name = "  " * depth, str(key).replace("_", " ")
-        if isinstance(item, dict):
-            if item:
-                yield f"{indent}- {name}"
-                yield from _outline(item, depth + 1)
-        elif isinstance(item, list):
-            if all(isinstance(one, dict) for one in item):
-                yield from _outline({one.get("dataset", i): one for i, one in enumerate(item, 1)}, depth)
-            else:
-                yield f"{indent}- {name}: {', '.join(map(str, item))}"
-        else:
-            yield f"{indent}- {name}: {f'{item:,}' if type(item) is int else item}"
 
 
 def _reproduce(adapter: Adapter, repo: str, recipe: Recipe, results: dict[str, Any]) -> Iterator[str]:
@@ -280,6 +253,6 @@ def _is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.endswith((".jsonl", ".csv", ".parquet")) and not name.startswith("assets/")
 
 
-def _public(name: str) -> str:
-    """Return a data set's name without the folders of the machine that it lay on."""
-    return name if _is_hub_id(name) or name.startswith("assets/") else f"own file {Path(name).name}"
+def public_name(name: str) -> str:
+    """Return a data set's name; of a file on this machine without its folders."""
+    return name if _is_hub_id(name) or name.startswith("assets/") else Path(name).name

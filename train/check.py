@@ -222,8 +222,14 @@ def _tokenized(recipe: Recipe, mixture: Any) -> Rows:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     _, tokenizer, template = sft.load_base(recipe, weights=False)
-    train, ledger = tokens(mixture.train, SAMPLE)
-    held_out, _ = tokens(mixture.held_out, 8)
+    try:
+        train, ledger = tokens(mixture.train, SAMPLE)
+        held_out, _ = tokens(mixture.held_out, 8)
+    except ValueError as error:
+        raise UserError(
+            f"The base's chat template does not show where an answer begins and ends: {error}",
+            "Choose another one: template=llama-3, llama-3.2 or alpaca.",
+        ) from error
     return Rows(tokenizer, template, train, held_out, ledger, len(mixture.train))
 
 
@@ -272,11 +278,13 @@ def _show_lengths(recipe: Recipe, rows: Rows) -> list[str]:
     lengths = sorted(ledger.lengths)
     half, most, nearly = (lengths[min(len(lengths) - 1, len(lengths) * share // 100)] for share in (50, 90, 99))
     print(f"Tokens in a row: half have at most {half}, 90 % {most}, 99 % {nearly}; the longest has {lengths[-1]}.")
-    long = f"{ledger.shortened} questions are shortened" if recipe.sft.truncate == "question" else "none is shortened"
-    print(
-        f"At sft.max_length={limit}, {ledger.fits / ledger.rows:.1%} of the rows fit; {long}, answers never;", end=" "
+    questions = (
+        ", none is shortened" if recipe.sft.truncate == "drop" else f", {ledger.shortened} questions are shortened"
     )
-    print(f"{ledger.left_out} rows ({ledger.left_out / ledger.rows:.1%}) are left out, their answers do not fit.")
+    print(
+        f"At sft.max_length={limit} {ledger.fits / ledger.rows:.1%} fit{questions}, answers never, and"
+        f" {ledger.left_out} rows ({ledger.left_out / ledger.rows:.1%}) are left out: their answers do not fit."
+    )
     suggested = 64 * math.ceil(nearly / 64)
     if not len(rows.train):
         return [f"Every answer is longer than {limit} tokens. Type sft.max_length={suggested}"]
@@ -301,27 +309,21 @@ class Trial:
 
 
 def _probe(recipe: Recipe, base: Base, machine: Machine, rows: Rows) -> list[Trial]:
-    """Return trials of batch sizes that divide the effective batch, and print which is the fastest.
+    """Return trials of batch sizes, and print which of them is the fastest at the recipe's effective batch.
 
-    From the recipe's own upwards while it gets faster, else downwards. Raises UserError when the loss is no number.
+    Raises UserError when none fits into memory, or when the loss is no number.
     """
+
+    def trial(batch: int) -> Trial:
+        made = _trial(trainer, recipe, base, machine, batch)
+        print(f"  sft.batch={batch}: {_told(made)}", flush=True)
+        return made
+
     whole = recipe.sft.batch * recipe.sft.accumulation
-    sizes = [size for size in range(1, whole + 1) if whole % size == 0]
-    started, trials, best = time.monotonic(), [], None
     with tempfile.TemporaryDirectory() as folder:
         trainer = _trainer(recipe, rows, folder)
-        own = sizes.index(recipe.sft.batch)
-        for upwards, direction in ((True, sizes[own:]), (False, sizes[:own][::-1])):
-            if best and best.batch > recipe.sft.batch:
-                break
-            for batch in direction:
-                if best and time.monotonic() - started > PROBE_SECONDS:
-                    break
-                trials.append(_trial(trainer, recipe, base, machine, batch))
-                print(f"  sft.batch={batch}: {_told(trials[-1])}", flush=True)
-                best = _best(recipe, rows, trials)
-                if best is not trials[-1] and (upwards or trials[-1].speed):
-                    break
+        trials = climb(recipe, rows, trial)
+        best = _best(recipe, rows, trials)
         if best is None:
             raise UserError(
                 "Not even one row at a time fits into memory.",
@@ -333,6 +335,26 @@ def _probe(recipe: Recipe, base: Base, machine: Machine, rows: Rows) -> list[Tri
         print("The recipe's own batch is the best here.")
     else:
         print(f"Fastest at the same {whole} rows a step: sft.batch={best.batch} sft.accumulation={whole // best.batch}")
+    return trials
+
+
+def climb(recipe: Recipe, rows: Rows, trial: Callable[[int], Trial]) -> list[Trial]:
+    """Return trials of sizes that divide the effective batch: from the recipe's own upwards while that is faster, else
+    downwards while it is, or until one fits; after PROBE_SECONDS no further one is begun."""
+    whole, own = recipe.sft.batch * recipe.sft.accumulation, recipe.sft.batch
+    larger = [size for size in range(own, whole + 1) if whole % size == 0]
+    smaller = [size for size in range(own - 1, 0, -1) if whole % size == 0]
+    started, trials, best = time.monotonic(), [], None
+    for sizes in (larger, smaller):
+        if best and best.batch > own:
+            break
+        for batch in sizes:
+            if best and time.monotonic() - started > PROBE_SECONDS:
+                break
+            trials.append(trial(batch))
+            best = _best(recipe, rows, trials)
+            if best is not trials[-1] and (trials[-1].speed or sizes is larger):
+                break
     return trials
 
 

@@ -27,7 +27,10 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
 
 def plain(text: str, removed: Counter) -> str:
     """Return a text with its unicode mended and its markup, control characters and spare white space taken out."""
-    lines = (" ".join(line.split()) for line in _readable(text, removed).split("\n"))
+    text = _readable(text, removed)
+    if "\n" not in text:
+        return " ".join(text.split())
+    lines = (" ".join(line.split()) for line in text.split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
@@ -44,6 +47,8 @@ def _readable(text: str, removed: Counter) -> str:
         text, blocks = _BLOCK.subn("\n", text)
         text, tags = _TAG.subn("", text)
         removed["markup"] += hidden + blocks + tags
+    if text.isprintable() and "\ufffd" not in text:
+        return text
     return _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\xa0", " "))
 
 
@@ -58,9 +63,16 @@ def cut(text: str, max_chars: int | None) -> str:
 # --- what web forums of doctors put around an answer ---
 
 # "Chat Doctor" was put in place of other sites' names by a search that also hit words: "lactic acid dehy ChatDoctor."
-SITES = re.compile(
-    r"chat\s?doctor|health\s?care\s?magic|icliniq|ask\s?a\s?doctor\s?24|just\s?answer|health\s?tap|\bHCM\b", re.I
+_SITES = (
+    "chat doctor",
+    "chatdoctor",
+    "healthcaremagic",
+    "healthcare magic",
+    "health care magic",
+    "icliniq",
+    "healthtap",
 )
+_SITE = re.compile("|".join(_SITES), re.I)
 _NAME = r"(?:\s+(?:there|dear|doctor|doc|dr\.?|sir|madam|ma'?am|friend|user|patient|mrs?\.?|ms\.?|all))*"
 _GREETING = re.compile(
     rf"\W*(?:(?:hi|hello|hey|hiya|greetings|namaste|respected|good\s+(?:morning|afternoon|evening|day))\b{_NAME}"
@@ -77,27 +89,32 @@ _SIGNATURE = re.compile(
     r")[\s.!,-]*$",
     re.I,
 )
-# One sentence that only a forum would say. Each alternative is a whole sentence or a mark that spoils one.
+# What only a forum says, anywhere in a sentence (plain strings: many times faster to find than patterns) ...
+_MARKS = (
+    "http:", "https:", "www.", "-->", "attachment removed", "feel free", "hesitate to", "hesitate in", "revert back",
+    "revert with", "happy to help", "happy to answer", "happy to assist", "glad to help", "glad to answer",
+    "this answer", "my answer", "direct question to me", "click here", "click on", "premium question",
+    "online consultation",
+)  # fmt: skip
+# ... and as a whole sentence.
 _FORUM = re.compile(
-    r"https?:|www\.|-->|\battachment removed\b"
-    r"|^\W*(?:warm )?welcome (?:to|back)\b"
-    r"|^\W*(?:many )?thank(?:s| you|ing you)\b.{0,60}\b(?:quer(?:y|ies)|question|ask|post|writ|consult|contact|choos|trust"
+    r"\W*(?:"
+    r"(?:warm )?welcome (?:to|back)\b"
+    r"|(?:many )?thank(?:s| you|ing you)\b.{0,60}\b(?:quer(?:y|ies)|question|ask|post|writ|consult|contact|choos|trust"
     r"|provid|shar|using|understanding|patien|rating|reply|response)"
-    r"|^\W*(?:i|we)?(?:'ve| have| had)? ?(?:\w+ly )?(?:gone|went|go|read|been|reviewed|seen|noted|understand|understood"
+    r"|(?:i|we)?(?:'ve| have| had)? ?(?:\w+ly )?(?:gone|went|go|read|been|reviewed|seen|noted|understand|understood"
     r"|appreciate|can understand|do understand)\b(?: through)?(?: all)?(?: of)?(?: your| the| you)? ?(?:\w+ ){0,3}"
     r"(?:quer(?:y|ies)|question|concerns?|history|details|message|problem|worry|situation)s?"
     r"(?: (?:and|carefully|thoroughly|well|in detail|with diligence|here)\b.{0,50})?\W*$"
-    r"|^\W*(?:so )?(?:i|we)?\s*(?:do |really |sincerely )?(?:hope|trust)(?:fully)?\b.{0,70}\b(?:help|answer|clear|useful|satisf"
-    r"|guide|understand|inform|benefi|resolv|query|best)"
-    r"|\b(?:feel free|not hesitate|n't hesitate|happy to (?:help|answer|assist)|glad to (?:help|answer|assist)|revert)\b"
-    r"|^\W*(?:please |kindly |do |you can |you may )*(?:let me know|get back|write back|write to|ask me|come back|reach)\b"
+    r"|(?:so )?(?:i|we)?\s*(?:do |really |sincerely )?(?:hope|trust)(?:fully)?\b.{0,70}\b(?:help|answer|clear|useful"
+    r"|satisf|guide|understand|inform|benefi|resolv|query|best)"
+    r"|(?:please |kindly |do |you can |you may )*(?:let me know|get back|write back|write to|ask me|come back|reach)\b"
     r".{0,60}\b(?:further|any|more|other|again|doubts?|quer(?:y|ies)|questions?|us|me)\b"
-    r"|^\W*(?:if you|in case you|should you|for any|for further|for more|any (?:further|other|more))\b.{0,50}"
+    r"|(?:if you|in case you|should you|for any|for further|for more|any (?:further|other|more))\b.{0,50}"
     r"\b(?:quer(?:y|ies)|doubts?|clarifications?|questions?|assistance)\b.{0,60}$"
-    r"|^\W*(?:please )?(?:take care|(?:i )?wish(?:ing)? you\b|get well|all the best|best (?:wishes|of luck|regards)|good luck"
-    r"|have a (?:nice|good|great|healthy|lovely)|stay (?:healthy|well|safe)|god bless|keep well)\b.{0,50}$"
-    r"|\b(?:rate|rating) (?:this|my|the) (?:answer|reply)|\baccept (?:this|my) answer|\bdirect question to me"
-    r"|\bclick (?:here|on|the)|\bpremium question|\bonline consultation",
+    r"|(?:please )?(?:take care|(?:i )?wish(?:ing)? you\b|get well|all the best|best (?:wishes|of luck|regards)"
+    r"|good luck|have a (?:nice|good|great|healthy|lovely)|stay (?:healthy|well|safe)|god bless|keep well)\b.{0,50}$"
+    r")",
     re.I,
 )
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[a-z]{3}[.!?])(?=[A-Z])|\n+")
@@ -111,13 +128,16 @@ def forum_answer(text: str, removed: Counter) -> str:
     """
     text = plain(text, removed)
     text = _without(_SIGNATURE, text, "signatures", removed)
+    lower = text.lower()
+    sites, marks = ([part for part in parts if part in lower] for parts in (_SITES, _MARKS))
     kept: list[str] = []
     for sentence in _END.split(text):
         if not kept:
             sentence = _without(_GREETING, sentence, "greetings", removed, at_start=True)
-        if SITES.search(sentence):
+        lower = sentence.lower()
+        if any(map(lower.__contains__, sites)):
             removed["site names"] += 1
-        elif _FORUM.search(sentence):
+        elif any(map(lower.__contains__, marks)) or _FORUM.match(sentence):
             removed["forum phrases"] += 1
         elif sentence.strip(" .,!-:"):
             kept.append(sentence.strip())
@@ -130,15 +150,18 @@ def forum_question(text: str, removed: Counter) -> str:
     text = plain(text, removed)
     text = _without(_GREETING, text, "greetings", removed, at_start=True)
     text = _without(_SIGNATURE, text, "signatures", removed)
-    text, names = SITES.subn("", text)
-    removed["site names"] += names
-    text = re.sub(r"\(attachment removed[^)]*\)\.?", "", text, flags=re.I)
+    if any(map(text.lower().__contains__, (*_SITES, "attachment removed"))):
+        text, names = _SITE.subn("", text)
+        removed["site names"] += names
+        text = re.sub(r"\(attachment removed[^)]*\)\.?", "", text, flags=re.I)
     return " ".join((text[:1].upper() + text[1:]).split())
 
 
 def _without(pattern: re.Pattern[str], text: str, kind: str, removed: Counter, *, at_start: bool = False) -> str:
     """Take `pattern` off one end of the text as often as it stands there."""
-    while text and (found := pattern.match(text) if at_start else pattern.search(text)) and found.group().strip():
+    while found := pattern.match(text) if at_start else pattern.search(text, max(0, len(text) - 120)):
+        if not found.group().strip():
+            break
         removed[kind] += 1
         text = text[found.end() :] if at_start else text[: found.start()].rstrip()
     return text.strip()
@@ -156,8 +179,8 @@ _PAGE = re.compile(
 # GARD's tables of signs, whose rows ("Abnormality of the nails 90%") a model repeats without end; nothing follows them.
 _TABLE = re.compile(r"The Human Phenotype Ontology\b.*", re.S)
 _TEMPLATE = re.compile(
-    r"^(?:[^.]*\b(?:frequency|prevalence|incidence)\b[^.]*\b(?:unknown|not known|unclear|not been (?:determined|established))\b"
-    r"[^.]*|These resources address\b.*|[^.]*\bGeneReviews\b[^.]*)[.:]?$",
+    r"^(?:[^.]*\b(?:frequency|prevalence|incidence)\b[^.]*\b(?:unknown|not known|unclear"
+    r"|not been (?:determined|established))\b[^.]*|These resources address\b.*|[^.]*\bGeneReviews\b[^.]*)[.:]?$",
     re.I | re.S,
 )
 _PRONUNCIATION = re.compile(r"\s*\((?=[^)]*[A-Z]{2})(?=[^)]*-)[A-Za-z\- ,;]+\)")  # "(HI-po-TEN-shun)"
@@ -174,7 +197,7 @@ def medquad_question(text: str) -> str:
 
 
 def medquad_answer(text: str, removed: Counter, max_chars: int | None = None) -> str:
-    """Return an answer as plain sentences: lists joined, tables, pronunciations and page talk out, cut at a sentence end.
+    """Return an answer as plain sentences, lists joined, without tables, pronunciations and talk of web pages.
 
     Returns "" for an answer that is a template (a bare "frequency unknown"), or when no whole sentence fits into
     `max_chars` characters.

@@ -74,7 +74,6 @@ class Base:
     kept: int
     vocabulary: int
     context: int
-    kind: str
 
     @property
     def inner(self) -> int:
@@ -91,8 +90,6 @@ class Base:
     def misfits(self, recipe: Recipe) -> list[str]:
         """Return what of the recipe this base cannot do."""
         found = []
-        if self.kind != "llama":
-            found.append(f"The base is a {self.kind} model. Choose one of the Llama architecture.")
         if absent := [kind for kind in self._targets(recipe) if kind not in self.linear]:
             have = ", ".join(self.linear)
             found.append(f"lora.targets names {', '.join(absent)}, which this base does not have. Choose among {have}.")
@@ -123,10 +120,14 @@ def read_base(recipe: Recipe) -> Base:
     where, options = base_location(named)
     try:  # a gated repository shows everybody its files and gives them to few: here it is found out
         config: Any = within(ACCESS_SECONDS, lambda: AutoConfig.from_pretrained(where, **options))
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
     except Exception as error:
         raise base_not_loaded(named, error) from error
+    if config.model_type != "llama":
+        raise UserError(
+            f"The base {recipe.base!r} is a {config.model_type} model.", "Choose one of the Llama architecture."
+        )
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
     linear: dict[str, list[tuple[int, int]]] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings():
@@ -138,14 +139,11 @@ def read_base(recipe: Recipe) -> Base:
         linear=linear,
         layers=layers,
         hidden=hidden,
-        # What every matrix reads and writes, each text of the layer once (q, k and v read the same, as do gate and
-        # up), and the activation function's result: 6 d + 2 kv + 4 ff for a Llama.
-        kept=sum(a + b for shapes in linear.values() for a, b in shapes) // layers
-        - 3 * hidden
-        + config.intermediate_size,
+        # What every matrix reads and writes, shared inputs once (q, k and v read the same, as do gate and up), the
+        # activation function's result and the two norms': 8 d + 2 kv + 4 ff for a Llama, 2 % below what torch keeps.
+        kept=sum(a + b for shapes in linear.values() for a, b in shapes) // layers - hidden + config.intermediate_size,
         vocabulary=config.vocab_size,
         context=getattr(config, "max_position_embeddings", None) or sys.maxsize,
-        kind=config.model_type,
     )
 
 
@@ -169,7 +167,8 @@ def memory(recipe: Recipe, base: Base, machine: Machine) -> dict[str, float]:
     0.516 for each in the layers (4 bits, and 0.127 for the constants of NF4 quantized twice, arXiv:2305.14314), the
     embeddings as for LoRA. trained: for each trained parameter a gradient of 4 and Adam's moments of 8, or 2 in 8 bits;
     LoRA's own weights 4. activations: `kept` numbers of each token in each layer, of 2 or 4 bytes; recomputed, only the
-    layer's input in all and `kept` in one (arXiv:2205.05198). logits: kernels.CHUNK rows of them, and as much again for
+    layer's input in all and `kept` in one (arXiv:2205.05198); too many where few matrices have adapters, since a frozen
+    one needs no input. logits: kernels.CHUNK rows of them, and as much again for
     their gradient, in fp32. Last, what Python and the libraries take themselves.
     """
     from train.kernels import CHUNK

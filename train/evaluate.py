@@ -136,7 +136,7 @@ def grade(lm: Any, questions: dict[str, Any], system: str, limit: int | None, se
 
     from train import metrics
 
-    samples = {name: _sample(len(task.task_docs), limit, seed) for name, task in questions.items()}
+    samples = {name: _sample(len(task.task_docs), limit, seed) for name, task in questions.items()} if limit else None
     graded = evaluate(
         lm,
         {"tasks": questions, "groups": {}},

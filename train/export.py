@@ -26,7 +26,7 @@ from train.card import licences
 from train.merge import QUESTIONS, base_of, recipe_of
 
 CONTEXT = 2048  # tokens, for the check
-REPLY_TOKENS = 48
+REPLY_TOKENS = 32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -94,11 +94,10 @@ def packed_attention(
     """Return causal attention within each conversation of a pack, as (1, tokens, heads, size).
 
     query, key, value are (1, heads, tokens, size); `cu_seq_lens_q` holds the conversations' edges, as TRL's collator
-    gives them. A mask of the whole pack would cost its length squared, and on a CPU there is no flash attention.
+    gives them; None is one conversation a row. A mask of the whole pack would cost its length squared, and on a CPU there is no flash attention.
     """
-    assert cu_seq_lens_q is not None, "only for packs"
     groups = query.shape[1] // key.shape[1]
-    edges = cu_seq_lens_q.tolist()
+    edges = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
     parts = []
     for start, end in pairwise(edges):
         q, k, v = (x[:, :, start:end] for x in (query, key, value))

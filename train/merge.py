@@ -67,17 +67,23 @@ def merge(
     dequantized: merging into them directly would round the update away. Raises UserError for a base that is unknown,
     absent or another one, an output that exists, and a full disk; then nothing is left behind.
     """
+    import torch
+    from transformers.utils import logging
+
+    from medchat.engines.transformers import base_location, nf4_options
+
     adapter = adapters.open_adapter(source)
     base = base_of(adapter, base)
     recipe = recipe_of(adapter.folder)
     into = into or ("4bit" if recipe and recipe.method == "qlora" else "full")
-    where, revision = _where(base, recipe)
-    plan = _plan(base, where, revision)
+    if base.endswith(".gguf"):
+        raise UserError(f"{base} is a GGUF file, which cannot be merged into.", "Give --base the model's Hub id.")
+    at = f"@{recipe.revision}" if recipe and recipe.revision and recipe.base == base else ""
+    where, options = base_location(base + at)
+    plan = _plan(base, where, options)
     linear = {n: (m.out_features, m.in_features) for n, m in plan.named_modules() if hasattr(m, "out_features")}
     adapters.open_adapter(source, linear)  # refuses an adapter for another base
     conversations = [_conversation(adapter, question) for question in QUESTIONS]
-
-    from transformers.utils import logging
 
     logging.disable_progress_bar()  # a bar for every loading: five of them
     logging.set_verbosity_error()
@@ -86,19 +92,17 @@ def merge(
         texts: list[Any] = []
         model = tokenizer = None
         for form in sorted(FORMS, key=lambda form: form == into):  # the one to merge into comes last, and stays
-            if form == "4bit" and not _has_4bit():
-                if into == "4bit":
-                    raise UserError("bitsandbytes does not work here.", "Type --into full, or pip install bitsandbytes")
+            if form == "4bit" != into and not nf4_options("auto", "cpu", torch.float32):
                 continue
             print(f"Replies and logits of {FORMS[form]} ...", file=sys.stderr)
             model = None  # before the next one is loaded
-            model, tokenizer = _with_adapter(base, where, revision, adapter, form)
+            model, tokenizer = _with_adapter(base, where, options, adapter, form)
             texts = texts or [_with_reply(model, tokenizer, adapter, messages) for messages in conversations]
             references[form] = logits(model, texts)
         print("Merging, saving, and measuring what was saved ...", file=sys.stderr)
         _save(_merged(model, adapter, into), tokenizer, adapter, partial, plan.dtype, shard_size)
         model = None
-        saved = _load(str(partial), None, "full")
+        saved = _load(str(partial), "full", {})
         errors = {form: error(reference, logits(saved, texts)) for form, reference in references.items()}
         (partial / "README.md").write_text(_card(adapter, base, into, errors), encoding="utf-8")
     return errors
@@ -198,75 +202,53 @@ def logits(model: Any, texts: Sequence[Any]) -> list[Any]:
         return [model(ids.to(model.device), use_cache=False).logits[0].float().cpu() for ids in texts]
 
 
-def _where(base: str, recipe: Recipe | None) -> tuple[str, str | None]:
-    """Return what from_pretrained takes for a base: folder or Hub id, and the revision."""
-    if base == "embedded":
-        return str(embedded.transformers_path()), None
-    if base.endswith(".gguf"):
-        raise UserError(f"{base} is a GGUF file, which cannot be merged into.", "Give --base the model's Hub id.")
-    repo, _, revision = base.partition("@") if not Path(base).is_dir() else (base, "", "")
-    return repo, revision or (recipe.revision if recipe and recipe.base == base else None)
-
-
-def _plan(base: str, where: str, revision: str | None) -> Any:
+def _plan(base: str, where: str, options: dict[str, Any]) -> Any:
     """Return the base without its weights, in the precision that it was saved in."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from medchat.engines.transformers import base_not_loaded
+
     try:
-        config = AutoConfig.from_pretrained(where, revision=revision)
+        config = AutoConfig.from_pretrained(where, **options)
         if getattr(config, "quantization_config", None):
             raise UserError(f"The base {base!r} is quantized itself.", "Give --base the model that it was made from.")
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
     except (OSError, ValueError) as failure:
-        raise adapters.base_problem(base, failure) from failure
+        raise base_not_loaded(base, failure) from failure
 
 
-def _load(where: str, revision: str | None, form: str) -> Any:
+def _load(where: str, form: str, options: dict[str, Any]) -> Any:
     """Return a base in 4 bits (NF4, double quantization) or as it is; computing in fp32 on a CPU, bf16 on a GPU."""
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    from medchat.engines.transformers import keep_cpu_weights_plain
+    from medchat.engines.transformers import keep_cpu_weights_plain, nf4_options
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    options: dict[str, Any] = {}
-    if form == "4bit":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
+    how = nf4_options("4bit", device, dtype) if form == "4bit" else {}
     model = AutoModelForCausalLM.from_pretrained(
-        where, revision=revision, dtype=dtype, device_map={"": device}, use_safetensors=True, **options
+        where, dtype=dtype, device_map={"": device}, use_safetensors=True, **how, **options
     )
     keep_cpu_weights_plain(model)  # else the merge would be garbage after the first forward pass
     return model.eval()
 
 
-def _has_4bit() -> bool:
-    try:
-        import torch
-        from bitsandbytes.functional import quantize_4bit
-
-        quantize_4bit(torch.ones(64, 64, device="cuda" if torch.cuda.is_available() else "cpu"), quant_type="nf4")
-    except Exception:  # not installed, or built for another machine: it raises many types
-        return False
-    return True
-
-
-def _with_adapter(base: str, where: str, revision: str | None, adapter: Adapter, form: str) -> tuple[Any, Any]:
+def _with_adapter(base: str, where: str, options: dict[str, Any], adapter: Adapter, form: str) -> tuple[Any, Any]:
     from peft import PeftModel
     from transformers import AutoTokenizer
 
+    from medchat.engines.transformers import base_not_loaded
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision)
-        model = _load(where, revision, form)
-    except (OSError, ValueError) as failure:
-        raise adapters.base_problem(base, failure) from failure
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        model = _load(where, form, options)
+    except UserError:
+        raise
+    except Exception as failure:
+        raise base_not_loaded(base, failure) from failure
     return PeftModel.from_pretrained(model, str(adapter.folder)).eval(), tokenizer
 
 

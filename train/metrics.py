@@ -28,7 +28,7 @@ def measure(scored: Scored, seed: int, base: Scored | None = None) -> dict[str, 
     data set, prompt or training seed would change.
     """
     n = len(scored.rows)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float32)
+    weights = _resampled(n, seed)
     drawn = scored.value(weights @ scored.rows)
     found = {"score": {"value": float(scored.value(scored.rows.sum(0))), **_interval(drawn), "n": n}}
     if base is not None:
@@ -38,6 +38,13 @@ def measure(scored: Scored, seed: int, base: Scored | None = None) -> dict[str, 
         difference = found["score"]["value"] - found["base"]["value"]
         found["difference"] = {"difference": difference, **_interval(drawn - drawn_base), "n": n}
     return found
+
+
+def _resampled(n: int, seed: int) -> np.ndarray:
+    """Return how often each of n rows is drawn, (RESAMPLES, n)."""
+    drawn = np.random.default_rng(seed).integers(0, n, (RESAMPLES, n))
+    drawn += np.arange(RESAMPLES)[:, None] * n
+    return np.bincount(drawn.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n).astype(np.float32)
 
 
 def _interval(drawn: np.ndarray) -> dict[str, float]:

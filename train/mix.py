@@ -36,8 +36,8 @@ class Rows:
 def drop_repeats(rows: Rows, texts: overlap.Texts) -> None:
     """Note why rows leave that hold test questions or repeat an earlier row, and put the others into groups.
 
-    A short question with another answer is no repeat. Rows whose file gave them a side of the split were written for the
-    purpose: of these only exact repeats leave.
+    A short question with another answer is no repeat. Rows whose file gave them a side of the split were written for
+    the purpose: of these only exact repeats leave.
     """
     tests = len(texts.test_of)
     questions = _Alike(*texts.question_sets())

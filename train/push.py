@@ -17,13 +17,12 @@ from medchat import adapters, embedded
 from medchat.adapters import Adapter
 from medchat.errors import UserError
 from train import recipe as recipes
-from train.card import model_card, worse
+from train import report
+from train.card import model_card, public_name, worse
 from train.recipe import Recipe
 from train.replies import in_fresh_process
 
 RESULTS, REPORT = "results.json", "data_report.json"
-# What goes to the Hub beside the card; never checkpoints, optimizer states or caches.
-FILES = [*adapters.ALLOWED, RESULTS, REPORT, "results.md", "results.png", "log.json"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,7 +161,7 @@ def _hub_base(adapter: Adapter, recipe: Recipe | None, base_id: str | None) -> s
         if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots", base):  # the Hub's own cache
             return f"{cached[1]}/{cached[2]}"
         if _is_hub_id(base):
-            return base
+            return base.partition("@")[0]
     known = f"only as {adapter.base!r}, a path of this machine" if adapter.base else "not at all"
     raise UserError(f"The adapter records its base {known}.", "Type --base-id ORG/NAME, the base's id on the Hub.")
 
@@ -202,33 +201,41 @@ def _local_base(recipe: Recipe, base: str) -> str:
         return str(Path(recipe.base).resolve())
     wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        return snapshot_download(base.partition("@")[0], revision=recipe.revision, allow_patterns=wanted)
+        return snapshot_download(base, revision=recipe.revision, allow_patterns=wanted)
     except Exception as error:
         raise adapters.base_problem(base, error) from error
 
 
 def _staged(adapter: Adapter, recipe: Recipe, scores: dict[str, Any], base: str, repo: str, folder: Path) -> Path:
-    """Return a folder with exactly what is to be pushed: nothing in it names a path of this machine."""
+    """Return a folder with exactly what is to be pushed: no checkpoint, and nothing that names a path of here."""
     folder.mkdir()
-    for name in FILES:
+    for name in (adapters.WEIGHTS, "chat_template.jinja", "log.json"):
         if (adapter.folder / name).is_file():
             shutil.copyfile(adapter.folder / name, folder / name)
-    config = json.loads((folder / adapters.CONFIG).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base.partition("@")[0]
-    (folder / adapters.CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    def write(name: str, value: Any) -> None:
+        text = value if isinstance(value, str) else json.dumps(value, indent=1) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
+
+    config = json.loads((adapter.folder / adapters.CONFIG).read_text(encoding="utf-8"))
+    write(adapters.CONFIG, {**config, "base_model_name_or_path": base})
     public = replace(
         recipe,
-        base=recipe.base if recipe.base == "embedded" else base,
+        base="embedded" if recipe.base == "embedded" else base,
         output_dir=f"runs/{Path(recipe.output_dir).name}",
-        data=[
-            replace(source, dataset=Path(source.dataset).name) if Path(source.dataset).is_absolute() else source
-            for source in recipe.data
-        ],
+        data=[replace(source, dataset=public_name(source.dataset)) for source in recipe.data],
     )
-    (folder / "recipe.yaml").write_text(public.to_yaml(), encoding="utf-8")
-    known = {**scores, "base": base, "adapter": repo}
-    (folder / RESULTS).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(adapter, repo, base, public, scores), encoding="utf-8")
+    write("recipe.yaml", public.to_yaml())
+    counts = None
+    if (adapter.folder / REPORT).is_file():
+        counts = json.loads((adapter.folder / REPORT).read_text(encoding="utf-8"))
+        for source in counts["sources"]:
+            source["dataset"] = public_name(source["dataset"])
+        write(REPORT, counts)
+    results = {"references": {}, **scores, "base": base, "adapter": repo}
+    write(RESULTS, results)
+    write("results.svg", report.svg(results))
+    write("README.md", model_card(adapter, repo, base, public, results, counts))
     return folder
 
 

@@ -289,7 +289,10 @@ class Place:
 
 
 def find(source: Source) -> list[Place]:
-    """Return the places of a recipe's source; reads no row. Raises UserError for what may not be trained on or is absent."""
+    """Return the places of a recipe's source, before any row is read.
+
+    Raises UserError for what may not be trained on, is unknown or absent.
+    """
     name = source.dataset
     if reason := EVALUATION_ONLY.get(name):
         raise UserError(f"{name} cannot be trained on: {reason}.", "Take it out of the recipe.")

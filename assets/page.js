@@ -1,0 +1,118 @@
+// Small things that the page needs beyond Gradio: keys, roles and labels, citations, copies with the disclaimer.
+(() => {
+  const DISCLAIMER = () => document.querySelector("#disclaimer")?.innerText.trim() ?? "";
+  const visible = (element) => element && element.offsetParent !== null;
+  const find = (selector) => [...document.querySelectorAll(selector)].find(visible);
+
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest?.("input:not([type=radio]):not([type=checkbox]), textarea, [contenteditable]");
+    if (event.key === "Escape") find(".stop-button")?.click();
+    if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      const box = find("#message textarea, #question textarea");
+      if (box) { box.focus(); event.preventDefault(); }
+    }
+  });
+
+  // What the visitor reads of one entry, citations as [1].
+  const textOf = (entry) => {
+    const copy = entry.cloneNode(true);
+    copy.querySelectorAll("a.cite").forEach((a) => a.replaceWith(a.textContent));
+    copy.querySelectorAll("details.facts, summary .arrow").forEach((e) => e.remove());
+    copy.querySelectorAll("details").forEach((d) => (d.open = true));
+    copy.style.cssText = "position:absolute;left:-9999px;white-space:normal";
+    document.body.append(copy);
+    const text = copy.innerText.trim();
+    copy.remove();
+    return text;
+  };
+  const rowText = (row) => [...row.querySelectorAll(".message-content")].map(textOf).filter(Boolean).join("\n\n");
+  const conversation = () =>
+    [...document.querySelectorAll("#chat .message-row")]
+      .map((row) => (row.classList.contains("user-row") ? "You:\n" : "MedChat (AI, not a doctor):\n") + rowText(row))
+      .concat(DISCLAIMER()).join("\n\n");
+  window.medchatConversation = conversation;
+
+  // Gradio copies the raw entries; ours are copied as they read, with the disclaimer under what the AI wrote.
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("#chat button");
+    const label = button?.getAttribute("aria-label") ?? "";
+    if (!label.startsWith("Copy")) return;
+    event.stopImmediatePropagation();
+    event.preventDefault();
+    let text = conversation();
+    if (label === "Copy message") {
+      const row = button.closest(".message-buttons, [class*=message-buttons]").previousElementSibling;
+      text = rowText(row) + (row.classList.contains("bot-row") ? "\n\n" + DISCLAIMER() : "");
+    }
+    navigator.clipboard?.writeText(text).then(() => {
+      button.classList.add("copied");
+      setTimeout(() => button.classList.remove("copied"), 1500);
+    });
+  }, true);
+
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a.cite");
+    if (!link) return;
+    event.preventDefault();
+    const sources = link.closest(".message-row")?.querySelector("details.sources");
+    if (!sources) return;
+    sources.open = true;
+    const number = Number(link.dataset.number);
+    (sources.querySelectorAll("li")[number - 1] ?? sources).scrollIntoView({ block: "nearest" });
+    sources.querySelector("summary").focus();
+  });
+
+  // From a card to the choice of the country whose numbers it shows.
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest?.("a.elsewhere")) return;
+    event.preventDefault();
+    const where = document.querySelector("#where");
+    if (!visible(where.querySelector("#region"))) where.querySelector("button").click();
+    setTimeout(() => { where.scrollIntoView({ block: "nearest" }); find("#region input:checked, #region input")?.focus(); }, 150);
+  });
+
+  // "[1]" and "[?]" in an answer become links to its sources.
+  const cite = (root) => {
+    const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+    const found = [];
+    while (walker.nextNode()) {
+      const node = walker.currentNode;
+      if (/ \[(\d{1,2}|\?)\]/.test(node.data) && !node.parentElement.closest("a, code, pre, details")) found.push(node);
+    }
+    for (const node of found) {
+      const parts = node.data.split(/( \[(?:\d{1,2}|\?)\])/);
+      node.replaceWith(...parts.map((part) => {
+        const number = part.match(/^ \[(\d{1,2}|\?)\]$/)?.[1];
+        if (!number) return part;
+        const link = document.createElement("a");
+        link.className = number === "?" ? "cite doubt" : "cite";
+        link.href = "#sources";
+        link.dataset.number = number === "?" ? 0 : number;
+        link.textContent = part;
+        link.title = number === "?" ? "No passage supports this sentence" : `Passage ${number}`;
+        link.setAttribute("aria-label", number === "?" ? "No passage supports this sentence" : `Passage ${number}`);
+        return link;
+      }));
+    }
+  };
+
+  const set = (element, name, value) => element && element.getAttribute(name) !== value && element.setAttribute(name, value);
+  const tend = () => {
+    // A log that is rewritten word by word is not for reading aloud: the status line and the cards are.
+    document.querySelectorAll("#chat [role=log]").forEach((log) => { set(log, "aria-live", "off"); set(log, "tabindex", "0"); });
+    document.querySelectorAll("#status, #compare-status").forEach((e) => set(e, "role", "status"));
+    document.querySelectorAll("#tally, #added, #proof").forEach((e) => set(e, "aria-live", "polite"));
+    document.querySelectorAll(".submit-button").forEach((b) => b.innerText.trim() || set(b, "aria-label", "Send"));
+    document.querySelectorAll(".stop-button").forEach((b) => set(b, "aria-label", "Stop"));
+    document.querySelectorAll("#chat .message-content .prose > *").forEach((e) => set(e, "dir", "auto"));
+    document.querySelectorAll("#chat [data-testid=user], #chat [data-testid=bot]").forEach((e) => e.removeAttribute("aria-label"));
+    document.querySelectorAll("#chat .edit-textarea, #chat .message textarea").forEach((t) => set(t, "aria-label", "Edit your message"));
+    document.querySelectorAll("#chat .bot-row .message-content .prose").forEach(cite);
+  };
+  let due = false;
+  new MutationObserver(() => {
+    if (due) return;
+    due = true;
+    requestAnimationFrame(() => { due = false; tend(); });
+  }).observe(document.documentElement, { childList: true, subtree: true });
+})();

@@ -1,0 +1,94 @@
+"""The page and the API: the only importer of gradio. One file per tab."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from medchat import chat
+from medchat.engines import Engine
+from medchat.knowledge import Knowledge
+from medchat.line import Limits, Line
+from medchat.ui.about_tab import about_tab
+from medchat.ui.api import add_api
+from medchat.ui.chat_tab import ASSETS, chat_tab, visitor
+from medchat.ui.compare_tab import compare_tab
+from medchat.ui.model_tab import model_tab
+
+HEADER = f"""<header id="header">{(ASSETS / "logo.svg").read_text(encoding="utf-8")}
+<div><h1>MedChat</h1><p>Health questions, answered in plain words by a small open model.</p></div>
+<strong class="label">AI · not a doctor</strong></header>"""
+
+# Answers are other people's text: whatever markup slips through, no picture or frame is fetched from elsewhere.
+POLICY = "img-src 'self' data: blob:; media-src 'self' data: blob:; frame-src 'self'; object-src 'none'"
+
+
+def build_demo(
+    engine: Engine, knowledge: Knowledge, notice: str | None = None, limits: Limits | None = None
+) -> gr.Blocks:
+    """Return the page and the API on `engine`, with answers resting on `knowledge`; `notice` is shown on top."""
+    line = Line(engine, limits)
+    with gr.Blocks(title="MedChat", analytics_enabled=False, fill_height=True) as demo:
+        gr.HTML(HEADER)
+        if notice:
+            gr.Markdown(notice, elem_id="notice")
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Chat", id="chat"):
+                choices = chat_tab(line, knowledge)
+            with gr.Tab("Compare", id="compare"):
+                pair = compare_tab(line, knowledge, choices)
+            with gr.Tab("Adapters", id="adapters"):
+                model_tab(line, [choices.adapter, *pair])
+            with gr.Tab("About", id="about"):
+                about_tab(engine, knowledge)
+        gr.Markdown(chat.DISCLAIMER, elem_id="disclaimer")
+        add_api(line, knowledge, notice)
+        # Gradio stops the answers of a closed page by itself, but for one that was just about to start.
+        demo.unload(_leaver(line))
+    # The line in front of the engine decides who waits; this only bounds what Gradio holds.
+    demo.queue(max_size=256, default_concurrency_limit=8)
+    return demo
+
+
+def _leaver(line: Line) -> Callable[[gr.Request], None]:
+    def leave(request: gr.Request) -> None:
+        line.gone(visitor(request))
+
+    return leave
+
+
+def launch_options() -> dict[str, Any]:
+    """Return what belongs to launch(): the looks, and the settings that keep conversations private."""
+    script = (ASSETS / "page.js").read_text(encoding="utf-8")
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    return {
+        "theme": _theme(),
+        "css_paths": [ASSETS / "style.css"],
+        "head": f"{policy}<meta name='referrer' content='no-referrer'><script>{script}</script>",
+        "favicon_path": ASSETS / "logo.svg",
+        "footer_links": ["api"],
+        "run_history": False,
+        "enable_monitoring": False,
+        "max_file_size": "1mb",
+        "max_threads": 100,  # each answer, and each that waits, holds one now and then
+        "ssr_mode": False,
+    }
+
+
+def _theme() -> gr.themes.Base:
+    """Return Gradio's plainest theme in our colours; its typeface comes with Gradio, not from a font server."""
+    teal = gr.themes.Color(
+        "#eef5f3", "#dfece9", "#bfdad5", "#94c1ba", "#5f9f97", "#2f7d75", "#17625c", "#124f4b", "#0f403d", "#0c3331",
+        "#082422",
+    )  # fmt: skip
+    return gr.themes.Base(
+        primary_hue=teal,
+        secondary_hue=teal,
+        neutral_hue="stone",
+        font=[gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+        radius_size="lg",
+        text_size="md",
+    )
