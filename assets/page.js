@@ -104,6 +104,12 @@
     document.querySelectorAll("#tally, #added, #proof").forEach((e) => set(e, "aria-live", "polite"));
     document.querySelectorAll(".submit-button").forEach((b) => b.innerText.trim() || set(b, "aria-label", "Send"));
     document.querySelectorAll(".stop-button").forEach((b) => set(b, "aria-label", "Stop"));
+    // One name for each group of radio buttons, so that the arrow keys go from one to the next.
+    document.querySelectorAll("fieldset").forEach((group, i) => {
+      set(group, "role", "radiogroup");
+      set(group, "aria-label", group.querySelector("[data-testid=block-info]")?.innerText.trim() || "Choices");
+      group.querySelectorAll("input[type=radio]").forEach((radio) => set(radio, "name", `group-${i}`));
+    });
     document.querySelectorAll("#chat .message-content .prose > *").forEach((e) => set(e, "dir", "auto"));
     document.querySelectorAll("#chat [data-testid=user], #chat [data-testid=bot]").forEach((e) => e.removeAttribute("aria-label"));
     document.querySelectorAll("#chat .edit-textarea, #chat .message textarea").forEach((t) => set(t, "aria-label", "Edit your message"));

@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -142,70 +142,55 @@ def train() -> dict:
         ((item["flags"], item["heard"]),) = triage.recognise([triage.words(said(item))])[0]
     levels = np.array([item["level"] for item in items])
     targets = np.stack([levels != "none", levels == "crisis"], axis=1).astype(float)
-    scores = cross_validated(items, targets)
-    ruled = np.array([[bool(item["flags"]), triage.level_of(item["flags"]) == "crisis"] for item in items])
-    raising, doubt = np.zeros(2), np.zeros(2)
     # the rules were made with an eye on the other texts, so only these tell how far the rules are to be trusted
     unseen = np.array([item["source"] == "examples" for item in items])
-    for output in range(2):
-        raising[output], doubt[output] = thresholds(
-            scores[unseen, output], ruled[unseen, output], levels[unseen], output, ALARMS[output]
-        )
-    linear = hashed.fit([item["heard"] for item in items], targets, ridge=RIDGE)
-    linear.bias -= raising
-    hashed.write(second_opinion.WEIGHTS, linear, doubt=doubt - raising)
-    second_opinion.model.cache_clear()
-    both = (scores > raising) | (ruled & (scores > doubt))
-    return {"bytes": second_opinion.WEIGHTS.stat().st_size, "raising": raising.tolist(), "doubt": doubt.tolist()} | {
-        "by source": table(items, [f"{i['source']} {i['level']}" for i in items], scores > raising, ruled, both),
-        "by flag": table(items, [i.get("flag") or "none" for i in items], scores > raising, ruled, both),
+    fold = np.random.default_rng(0).permutation(len(items)) % FOLDS
+    seen = np.stack([weighed(item, reader) for item, reader in zip(items, folds(items, targets, fold), strict=True)])
+    judge, verdicts = np.zeros((seen.shape[1] + 1, 2)), np.zeros(targets.shape)
+    for output, alarms in enumerate(ALARMS):
+        for k in range(FOLDS):
+            solved = hashed.logistic(seen[unseen & (fold != k)], targets[unseen & (fold != k), output], RIDGE)
+            verdicts[fold == k, output] = seen[fold == k] @ solved[:-1] + solved[-1]
+        threshold = np.quantile(verdicts[unseen & (levels == "none"), output], 1 - alarms)
+        verdicts[:, output] -= threshold
+        judge[:, output] = hashed.logistic(seen[unseen], targets[unseen, output], RIDGE)
+        judge[-1, output] -= threshold
+    hashed.write(second_opinion.WEIGHTS, hashed.fit([i["heard"] for i in items], targets, ridge=RIDGE), judge=judge)
+    second_opinion.models.cache_clear()
+    ruled = np.array([[bool(item["flags"]), triage.level_of(item["flags"]) == "crisis"] for item in items])
+    verdicts[:, 0] = verdicts.max(axis=1)
+    return {"bytes": second_opinion.WEIGHTS.stat().st_size, "judge": judge.round(3).tolist()} | {
+        "cross-validation by source": table(items, [f"{i['source']} {i['level']}" for i in items], ruled, verdicts > 0),
+        "by flag of the unseen": table(
+            items, [i.get("flag") if new else None for i, new in zip(items, unseen, strict=True)], ruled, verdicts > 0
+        ),
     }
 
 
-def cross_validated(items: Sequence[dict], targets: np.ndarray) -> np.ndarray:
-    """Return for each item the scores [items, 2] of a model that has not seen it."""
-    fold = np.random.default_rng(0).permutation(len(items)) % FOLDS
-    scores = np.zeros(targets.shape)
-    for k in range(FOLDS):
-        linear = hashed.fit([items[i]["heard"] for i in np.flatnonzero(fold != k)], targets[fold != k], ridge=RIDGE)
-        for i in np.flatnonzero(fold == k):
-            scores[i] = linear.scores(items[i]["heard"])
-    return scores
+def folds(items: Sequence[dict], targets: np.ndarray, fold: np.ndarray) -> Iterator[hashed.Linear]:
+    """Yield for each item a reader that has not learned from it."""
+    readers = [
+        hashed.fit([items[i]["heard"] for i in np.flatnonzero(fold != k)], targets[fold != k], ridge=RIDGE)
+        for k in range(FOLDS)
+    ]
+    return (readers[k] for k in fold)
 
 
-def thresholds(
-    scores: np.ndarray, ruled: np.ndarray, levels: np.ndarray, output: int, alarms: float
-) -> tuple[float, float]:
-    """Return above which score to raise an alarm and below which to doubt a rule: the most recall for `alarms`.
-
-    `alarms` is the share of near misses that may raise one; it is spent where it buys the most recall, on rules that
-    are not doubted or on scores that speak alone.
-    """
-    wanted, near = levels == "crisis" if output else levels != "none", levels == "none"
-    alone = np.sort(scores[near & ~ruled])[::-1]
-    doubted = np.sort(scores[near & ruled])[::-1]
-    budget = int(alarms * near.sum())
-    best = (-1.0, 0.0, 0.0)
-    for spent in range(min(budget, len(doubted)) + 1):
-        doubt = float(doubted[spent]) if spent < len(doubted) else float(scores.min()) - 1
-        raising = float(alone[min(budget - spent, len(alone) - 1)])
-        recall = float(np.mean(((scores > raising) | (ruled & (scores > doubt)))[wanted]))
-        best = max(best, (recall, raising, doubt))
-    return best[1], min(best[2], best[1])
+def weighed(item: dict, reader: hashed.Linear) -> np.ndarray:
+    """Return the evidence that the judge of the second opinion weighs."""
+    heard, flags = item["heard"], item["flags"]
+    scores = reader.scores(heard, second_opinion.standing(heard, triage.sentences(heard)))
+    return second_opinion.evidence(scores, flags, triage.level_of(flags) == "crisis", len(heard))
 
 
-def table(
-    items: Sequence[dict], keys: Sequence[str], alone: np.ndarray, ruled: np.ndarray, both: np.ndarray
-) -> dict[str, dict[str, float]]:
-    """Return by key how many items there are and which share is an alarm (of crises: a crisis) in whose view."""
+def table(items: Sequence[dict], keys: Sequence[str | None], ruled: np.ndarray, both: np.ndarray) -> dict[str, dict]:
+    """Return by key how many items there are, and what share is an alarm (of crises: a crisis) by rules, and in all."""
     crisis = np.array([int(item["level"] == "crisis") for item in items])
-    rows = np.arange(len(items))
-    found = {}
-    for key in sorted(set(keys)):
+    rows, found = np.arange(len(items)), {}
+    for key in sorted({key for key in keys if key}):
         here = np.array([k == key for k in keys])
-        shares = [float(yes[rows, crisis][here].mean()) for yes in (ruled, alone, both)]
         found[key] = {"n": int(here.sum())} | {
-            name: round(share, 3) for name, share in zip(("rules", "model", "both"), shares, strict=True)
+            name: round(float(yes[rows, crisis][here].mean()), 3) for name, yes in (("rules", ruled), ("all", both))
         }
     return found
 

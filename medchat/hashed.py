@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,16 +65,22 @@ class Linear:
         first, *pieces = of_word(word)
         return self.weights[first] + PIECE * self.weights[pieces].sum(axis=0)
 
-    def scores(self, words: Sequence[str]) -> np.ndarray:
-        """Return the highest score of any window of the words for each output."""
+    def scores(self, words: Sequence[str], sentences: Sequence[tuple[int, int]] = ()) -> np.ndarray:
+        """Return the highest score of any window of the words, and of any of `sentences` (start, end), by output."""
         if not words:
             return self.bias - np.inf
         # sums up to each word: a window is a difference of two, so the work grows with the text alone
-        by_word = np.stack([self.word(word) for word in words]) + self.weights[of_pairs(words)]
+        place = {word: i for i, word in enumerate(dict.fromkeys(words))}
+        by_word = np.stack([self.word(word) for word in place])[[place[word] for word in words]]
+        by_word = by_word + self.weights[of_pairs(words)]
         sums = np.vstack([np.zeros_like(by_word[:1]), np.cumsum(by_word, axis=0, dtype=np.float64)])
         starts = np.arange(0, max(len(words) - WINDOW + STEP, 1), STEP)
         ends = np.minimum(starts + WINDOW, len(words))
-        return ((sums[ends] - sums[starts]) / length(ends - starts)[:, None] + self.bias).max(axis=0)
+
+        def best(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+            return ((sums[ends] - sums[starts]) / length(ends - starts)[:, None] + self.bias).max(axis=0)
+
+        return np.concatenate([best(starts, ends), *([best(*np.array(sentences).T)] if sentences else [])])
 
 
 def write(path: Path, model: Linear, **more: np.ndarray) -> None:
@@ -84,27 +91,31 @@ def write(path: Path, model: Linear, **more: np.ndarray) -> None:
 
 def fit(texts: Sequence[Sequence[str]], targets: np.ndarray, *, ridge: float) -> Linear:
     """Return ridge-penalised logistic regressions of `targets` [texts, outputs] (0 or 1): the same every time."""
-    import torch
-    from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
-    from torch.nn.functional import embedding_bag
+    from scipy.sparse import csr_matrix
 
-    pairs = [features(words) for words in texts]
-    used, columns = np.unique(np.concatenate([np.array(found) for found, _ in pairs]), return_inverse=True)
-    values = torch.tensor([value for _, row in pairs for value in row])
-    starts = torch.tensor(np.cumsum([0] + [len(found) for found, _ in pairs[:-1]]))
-    columns, wanted = torch.tensor(columns), torch.tensor(targets, dtype=torch.float32)
-    weights = torch.zeros(len(used), wanted.shape[1], requires_grad=True)
-    bias = torch.zeros(wanted.shape[1], requires_grad=True)
-    solver = torch.optim.LBFGS([weights, bias], max_iter=80, history_size=10, line_search_fn="strong_wolfe")
+    rows = [features(words) for words in texts]
+    used, columns = np.unique(np.concatenate([np.array(found) for found, _ in rows]), return_inverse=True)
+    values = np.concatenate([np.array(row) for _, row in rows])
+    ends = np.cumsum([0] + [len(found) for found, _ in rows])
+    design = csr_matrix((values, columns, ends), shape=(len(texts), len(used)))
+    solved = np.stack([logistic(design, target, ridge) for target in targets.T], axis=1)
+    whole = np.zeros((BINS, targets.shape[1]), dtype=np.float32)
+    whole[used] = solved[:-1]
+    return Linear(whole, solved[-1])
 
-    def closure() -> torch.Tensor:
-        solver.zero_grad()
-        scores = embedding_bag(columns, weights, starts, mode="sum", per_sample_weights=values) + bias
-        total = loss_of(scores, wanted, reduction="sum") + ridge / 2 * weights.square().sum()
-        total.backward()
-        return total
 
-    solver.step(closure)
-    whole = np.zeros((BINS, wanted.shape[1]), dtype=np.float32)
-    whole[used] = weights.detach().numpy()
-    return Linear(whole, bias.detach().numpy())
+def logistic(design: Any, target: np.ndarray, ridge: float, *, rounds: int = 80) -> np.ndarray:
+    """Return the weights of the columns of `design` (scipy sparse or an array) and the bias, which goes unpenalised."""
+    from scipy.optimize import minimize
+
+    sign, across = np.where(target > 0, 1.0, -1.0), design.T.tocsr() if hasattr(design, "tocsr") else design.T
+
+    def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
+        weights, bias = point[:-1], point[-1]
+        margin = sign * (design @ weights + bias)
+        pull = -sign / (1 + np.exp(np.clip(margin, -30, 30)))
+        total = np.logaddexp(0, -margin).sum() + ridge / 2 * (weights @ weights)
+        return total, np.append(across @ pull + ridge * weights, pull.sum())
+
+    start = np.zeros(design.shape[1] + 1)
+    return minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": rounds}).x

@@ -1,13 +1,13 @@
-"""opinion(): a small learned second look at what a person writes, for phrasings that the rules of medchat.triage miss.
+"""opinion(): a small learned second look at what a person writes, where the rules of medchat.triage miss or mistake.
 
-A linear model (medchat.hashed) with two outputs: is it an alarm at all, is it a crisis. `python -m benchmarks.triage
---train` writes the weights and, chosen by cross-validation, above which score it raises an alarm on its own and below
-which it doubts one that a rule has raised.
+A linear model (medchat.hashed) reads the words: is it an alarm at all, is it a crisis. A second one of a few numbers
+weighs what the first thinks of the text and of its most alarming sentence against what the rules found.
+`python -m benchmarks.triage --train` writes both, with thresholds chosen by cross-validation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -17,30 +17,42 @@ import numpy as np
 from medchat.hashed import Linear
 
 WEIGHTS = Path(__file__).parent.parent / "assets" / "triage" / "weights.npz"
+SHORT = 3  # a sentence of fewer words is not judged alone
 
 
 class Opinion(NamedTuple):
-    """What the model makes of one turn: raised on its own account, or doubted although a rule says so."""
+    """Whether a turn tells of an emergency or a crisis at all, and whether of a crisis."""
 
     alarm: bool
     crisis: bool
-    doubts_alarm: bool
-    doubts_crisis: bool
 
 
-def opinion(words: Sequence[str]) -> Opinion:
-    """Return the opinion on one turn's words as heard (medchat.triage.recognise).
+def opinion(
+    words: Sequence[str], sentences: Sequence[tuple[int, int]], flags: Collection[str], crisis: bool
+) -> Opinion:
+    """Return the opinion on a turn: its words as heard, its sentences (start, end), the flags that rules raised in it.
 
-    It is the highest of all stretches of the turn, so words added to an alarm cannot talk it down by much. Learned
-    mostly from English: in other languages it adds little, and its doubts are to be ignored.
+    `crisis` is whether a crisis is among the flags. Learned mostly from English: of other languages it knows little.
     """
-    linear, doubt = model()
-    scores = linear.scores(words)
-    return Opinion(*(scores > 0).tolist(), *(scores < doubt).tolist())
+    reader, judge = models()
+    verdict = (
+        np.append(evidence(reader.scores(words, standing(words, sentences)), flags, crisis, len(words)), 1.0) @ judge
+    )
+    return Opinion(bool(verdict[0] > 0), bool(verdict[1] > 0))
+
+
+def standing(words: Sequence[str], sentences: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the sentences that are long enough to be judged alone, else the whole text."""
+    return [(a, b) for a, b in sentences if b - a >= SHORT] or [(0, len(words))]
+
+
+def evidence(scores: np.ndarray, flags: Collection[str], crisis: bool, length: int) -> np.ndarray:
+    """Return what the judge weighs: four scores (text and sentence, alarm and crisis), the rules' find, the length."""
+    return np.array([*scores, float(bool(flags)), float(crisis), min(len(flags), 3), np.log1p(length)])
 
 
 @lru_cache(maxsize=1)
-def model() -> tuple[Linear, np.ndarray]:
-    """Return the model, which raises an alarm above 0, and the score of each output below which it doubts a rule."""
+def models() -> tuple[Linear, np.ndarray]:
+    """Return the reader and the judge's weights [evidence + 1, 2], read once."""
     with np.load(WEIGHTS) as file:
-        return Linear.read(WEIGHTS), file["doubt"]
+        return Linear.read(WEIGHTS), file["judge"]

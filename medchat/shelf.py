@@ -41,7 +41,7 @@ SUFFIXES = {".md", ".markdown", ".txt", ".pdf"}
 MAX_BYTES = 10 << 20  # of one file
 MAX_PAGES = 500
 MAX_SECONDS = 20  # for the pages of one PDF
-VERSION = "1"  # of the layout below and of the way texts are cut and stemmed; another one is built anew
+VERSION = "2"  # of the layout below and of the way texts are cut and stemmed; another one is built anew
 CANDIDATES = 40
 SATURATION = 2.0
 AWAY = 0.3  # what a question loses when all its words belong to other worlds (cooking, computers)
@@ -437,8 +437,14 @@ class _Plain(HTMLParser):
             self.parts.append(data)
 
 
+# What chat templates write between turns: an engine would read it as the end of the passage and a new system prompt.
+_TURN_MARKS = re.compile(r"<\|[^<>|\n]{0,60}\|>|</?s>|\[/?INST\]|<</?SYS>>|</?(start|end)_of_turn>", re.IGNORECASE)
+
+
 def clean(text: str) -> str:
-    """Return a text without HTML tags, comments, scripts and control characters."""
+    """Return a text without HTML tags, comments, scripts, control characters and the turn marks of chat templates."""
+    while _TURN_MARKS.search(text):  # taking one out may put another together
+        text = _TURN_MARKS.sub("", text)
     if re.search(r"<[a-zA-Z!/]", text):
         parser = _Plain()
         parser.feed(text)

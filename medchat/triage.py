@@ -82,21 +82,23 @@ def level_of(flags: Iterable[str]) -> Level:
 
 
 def judged(flags: Mapping[str, str], heard: Sequence[str]) -> dict[str, str]:
-    """Return the flags of a turn after the second opinion: less what it doubts, and more where it alone sees danger.
+    """Return the flags of a turn after the second opinion, which may see a danger or clear up a mistake.
 
-    A crisis that a rule has seen stands. Doubt and addition rest on the turn alone, so no later turn withdraws a flag.
+    It rests on the turn alone, so no later turn withdraws a flag. A flag raised in another language than English stands.
     """
-    second = second_opinion.opinion(heard)
+    if not heard:
+        return {}
+    said_crisis = level_of(flags) == "crisis"
+    second = second_opinion.opinion(heard, sentences(heard), flags, said_crisis)
     kept = {
         flag: language
         for flag, language in flags.items()
-        if language != "en" or not (second.doubts_crisis if flag in CRISES else second.doubts_alarm)
+        if language != "en" or (second.crisis if flag in CRISES else second.alarm or second.crisis)
     }
-    level = level_of(kept)
     # the model's own flag is the level alone, for it does not say what it saw; its card is in English, as it is
-    if second.crisis and level != "crisis":
+    if second.crisis and level_of(kept) != "crisis":
         kept["crisis"] = "en"
-    elif second.alarm and level == "none":
+    elif second.alarm and not kept:
         kept["emergency"] = "en"
     return kept
 
@@ -734,7 +736,7 @@ def sentences(tokens: Sequence[str]) -> list[tuple[int, int]]:
     """Return (start, end) of the sentences."""
     bounds, start = [], 0
     for i, token in enumerate(tokens):
-        if token in STOPS:
+        if token[0] in STOPS:  # "." and, where it is silenced, ".~"
             if i > start:
                 bounds.append((start, i + 1))
             start = i + 1

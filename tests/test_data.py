@@ -10,8 +10,8 @@ import re
 import string
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +22,7 @@ from medchat.errors import UserError
 from medchat.prompt import SYSTEM, with_passages
 from tests.conftest import ROOT
 from tests.hub import Hub
+from tests.test_hub import run
 from train import clean, data, overlap, recipe, sources
 
 HUB = Path(os.environ.get("DATASETS_MIRROR") or ROOT.parent / "shared" / "data" / "hub")
@@ -56,10 +57,10 @@ def lines(tmp_path, rows, name="own.jsonl"):
     return str(path)
 
 
-def made(*given, held_out=0, **more):
+def made(*given: Any, held_out: float = 0, **more: Any) -> data.Mixture:
     """Return the mixture of these sources, checked against no evaluation set unless asked for."""
     more = {"decontaminate": False, "system": "", **more}
-    listed = [recipe.Source(**({"dataset": one} if isinstance(one, str) else one)) for one in given]
+    listed = [recipe.Source(**(one if isinstance(one, dict) else {"dataset": one})) for one in given]
     return data.load(recipe.Recipe("test", "embedded", listed, "runs/test", held_out=held_out, **more))
 
 
@@ -98,7 +99,9 @@ def test_medquad_questions_and_answers_are_cleaned():
 
 
 def test_a_short_sentence_after_a_list_is_no_item_of_it():
-    raw = "Signs include:\n\nDizziness\n   \nFainting\n\nIt usually passes.\n\nCauses are:\n - cold\n - heat\nRest helps."
+    raw = (
+        "Signs include:\n\nDizziness\n   \nFainting\n\nIt usually passes.\n\nCauses are:\n - cold\n - heat\nRest helps."
+    )
     cleaned = "Signs include: Dizziness; Fainting. It usually passes. Causes are: cold; heat. Rest helps."
     assert clean.medquad_answer(raw, Counter()) == cleaned
 
@@ -115,7 +118,7 @@ def test_medquad_templates_leave():
         "These resources address the diagnosis or management of X:  - Gene Review: X - Genetic Testing Registry: X",
     ):
         assert clean.medquad_answer(template, removed) == ""
-    assert removed == {"sign tables": 1, "template answers": 1}
+    assert removed == {"sign tables": 1, "template answers": 1, "page talk": 1}
     known = "The prevalence in children is unknown. In adults one of 2,000 is affected."
     assert clean.medquad_answer(known, Counter()) == known
 
@@ -124,7 +127,7 @@ def test_medquad_templates_leave():
     ("raw", "cleaned"),
     [
         (
-            "Hi, Thank you for posting your query. It is most likely vertigo. I hope it helps. Best wishes, Chat Doctor. ",
+            "Hi, Thanks for posting your query. It is most likely vertigo. Hope it helps. Best wishes, Chat Doctor. ",
             "It is most likely vertigo.",
         ),
         (
@@ -151,7 +154,9 @@ def test_what_a_forum_puts_around_an_answer_leaves(raw, cleaned):
 
 
 def test_questions_lose_greeting_thanks_and_site():
-    raw = "Hi doctor, my knee hurts. I asked Chat Doctor before. (attachment removed to protect patient identity). Thanks"
+    raw = (
+        "Hi doctor, my knee hurts. I asked Chat Doctor before. (attachment removed to protect patient identity). Thanks"
+    )
     assert clean.forum_question(raw, Counter()) == "My knee hurts. I asked before."
 
 
@@ -198,7 +203,12 @@ LONG = "Sleep, drink and rest until it is better, and call a doctor when it is n
         (
             "lavita/ChatDoctor-iCliniq",
             "data/train-0.parquet",
-            {"input": "My ear hurts.", "answer_icliniq": f"Hi. {LONG}", "answer_chatgpt": "No.", "answer_chatdoctor": ""},
+            {
+                "input": "My ear hurts.",
+                "answer_icliniq": f"Hi. {LONG}",
+                "answer_chatgpt": "No.",
+                "answer_chatdoctor": "",
+            },
             {},
             "My ear hurts.",
             LONG,
@@ -298,7 +308,7 @@ def test_pubmedqas_official_test_questions_never_pass(tmp_path):
     rows = [PUBMED | {"pubid": int(id), "question": f"Does {id} help?"} for id in [*sorted(official)[:3], "77"]]
     put(tmp_path, "qiaojin/PubMedQA", rows, "pqa_labeled/train-0.parquet")
     mixture = made("qiaojin/PubMedQA")
-    assert [m[0][1].split()[-6] for m in turns(mixture.train)] == ["77"]
+    assert ["Does 77 help?" in m[0][1] for m in turns(mixture.train)] == [True]
     assert mixture.report["sources"][0]["left"] == {"PubMedQA test question": 3}
     assert mixture.report["checks"]["PubMedQA test questions"] == 0
 
@@ -314,7 +324,9 @@ def test_every_source_of_every_recipe_can_be_read():
 
 def test_files_of_ones_own(tmp_path):
     talk = [*chat("Hello there", "Good day to you.")["messages"], *chat("And now?", "Now we rest.")["messages"]]
-    own = lines(tmp_path, [{"messages": talk}, "", {"messages": [{"role": "system", "content": "Be short."}, *talk[2:]]}])
+    own = lines(
+        tmp_path, [{"messages": talk}, "", {"messages": [{"role": "system", "content": "Be short."}, *talk[2:]]}]
+    )
     with (tmp_path / "own.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["q", "a"], ["What is\na cold?", text("csv")], ['A "quote"?', text("quote")]])
     rows = [{"frage": "Was?", "antwort": text("parquet"), "rolle": "Be kind."}]
@@ -338,7 +350,10 @@ def test_files_of_ones_own(tmp_path):
         ]
     )
     assert not any(mixture.train["last_only"])
-    assert turns(made(lines(tmp_path, [chat("a b", "c d")], "two.jsonl"), system=None).train)[0][0] == ("system", SYSTEM)
+    assert turns(made(lines(tmp_path, [chat("a b", "c d")], "two.jsonl"), system=None).train)[0][0] == (
+        "system",
+        SYSTEM,
+    )
 
 
 def test_a_dialogue_shows_its_passages_as_the_chat_would(tmp_path):
@@ -353,8 +368,8 @@ def test_a_dialogue_shows_its_passages_as_the_chat_would(tmp_path):
     asked = with_passages("What is anemia?", [(passage.title, passage.text)])
     assert sorted(turns(mixture.train), key=len) == [
         [("user", asked), ("assistant", "Too little iron.")],
-        [("user", "What is anemia?"), ("assistant", "Too little iron."), ("user", "Thanks!"), ("assistant", "You are welcome.")],
-    ]  # fmt: skip
+        [(turn["role"], turn["content"]) for turn in talk],
+    ]
     assert turns(mixture.held_out) == [
         [("user", with_passages("Hello", [(passage.title, passage.text)])), ("assistant", "Hello, ask away.")]
     ]
@@ -511,8 +526,12 @@ def test_rows_that_hold_parts_of_an_evaluation_set_leave(tmp_path, capsys):
 def test_near_duplicates_are_exactly_those_of_a_plain_comparison(monkeypatch):
     rng = random.Random(0)
     sets: list[set[int]] = []
-    for _ in range(700):
-        new = set(rng.choice(sets)) if sets and rng.random() < 0.5 else {rng.randrange(200) for _ in range(rng.randint(0, 20))}
+    for _ in range(300):
+        new = (
+            set(rng.choice(sets))
+            if sets and rng.random() < 0.5
+            else {rng.randrange(200) for _ in range(rng.randint(0, 20))}
+        )
         for _ in range(rng.randint(0, 3)):
             new.add(rng.randrange(200))
         sets.append(new)
@@ -532,9 +551,12 @@ def test_near_duplicates_are_exactly_those_of_a_plain_comparison(monkeypatch):
             (i, j)
             for j in range(len(sets))
             for i in range(j)
-            if sets[i] and first[i] == i and first[j] == j and len(sets[i] & sets[j]) >= threshold * len(sets[i] | sets[j])
+            if sets[i]
+            and first[i] == i
+            and first[j] == j
+            and len(sets[i] & sets[j]) >= threshold * len(sets[i] | sets[j])
         }
-        assert len(found) > 100
+        assert len(found) > 40
 
 
 def test_the_fast_way_to_words_gives_the_same_words():
@@ -634,22 +656,75 @@ def test_too_much_held_out_or_nothing_left_is_said(tmp_path):
 
 # --- the Hub, and the real data ---
 
+LOAD = """
+import sys
+from medchat.errors import UserError
+from train import data, recipe
+try:
+    source = recipe.Source(sys.argv[1])
+    print(len(data.load(recipe.Recipe("", "", [source], "", held_out=0, decontaminate=False)).train))
+except UserError as error:
+    print(error)
+"""
 
-def test_a_data_set_comes_from_the_hub_and_from_its_cache_afterwards(tmp_path, monkeypatch):
-    from tests.test_hub import run
 
+def test_a_data_set_comes_from_the_hub_and_from_its_cache_when_the_hub_is_away(tmp_path):
     rows = pa.Table.from_pylist([{"instruction": "Say it.", "input": "", "output": text(i)} for i in range(3)])
     pq.write_table(rows, tmp_path / "train.parquet")
-    load = "from train import data, recipe; from medchat.errors import UserError; import sys\n"
-    load += "source = recipe.Source(sys.argv[1])\n"
-    load += "asked = recipe.Recipe('', '', [source], '', held_out=0, decontaminate=False)\n"
-    load += "try: print(len(data.load(asked).train))\nexcept UserError as error: print(error)"
-    more = {"MEDCHAT_CACHE": str(tmp_path / "cache"), "DATASETS_MIRROR": ""}
     with Hub(tmp_path) as hub:
         files = {"data/train-00000-of-00001.parquet": (tmp_path / "train.parquet").read_bytes()}
         hub.add("tatsu-lab/alpaca", files, kind="dataset")
-        env = hub.env(tmp_path / "home", **more)
-        assert run(env, load, "tatsu-lab/alpaca").strip().endswith("1") is False
-        assert "no public data set" in run(env, load, "lavita/MedQuAD")
-    assert "cannot be reached" in run(env, load, "tatsu-lab/alpaca")
-    assert run({**env, "HF_HUB_OFFLINE": "1"}, load, "tatsu-lab/alpaca").strip().endswith("3")
+        env = hub.env(tmp_path / "home", MEDCHAT_CACHE=str(tmp_path / "cache"), DATASETS_MIRROR="")
+        assert run(env, LOAD, "tatsu-lab/alpaca") == "3\n"
+        assert "The Hub has no data set 'lavita/MedQuAD'" in run(env, LOAD, "lavita/MedQuAD")
+    env["MEDCHAT_CACHE"] = str(tmp_path / "another")
+    assert run(env, LOAD, "tatsu-lab/alpaca") == "3\n"
+    assert "The Hub cannot be reached" in run(env, LOAD, "lavita/MedQuAD")
+
+
+@pytest.mark.skipif(not (HUB / NAMES[0]).is_dir(), reason="the real data sets are not beside this checkout")
+def test_a_mixture_of_the_real_data_is_clean_by_an_independent_check(monkeypatch):
+    """Nothing here uses the code that it checks, except to load."""
+    monkeypatch.setenv("DATASETS_MIRROR", str(HUB))
+    mixture = made(*NAMES, "qiaojin/PubMedQA", held_out=0.05, decontaminate=True)
+    everything = [row for part in (mixture.train, mixture.held_out) for row in part]
+    answers = [row["messages"][-1]["content"] for row in everything]
+    assert len(everything) > 20_000
+    assert {name: sum(name == row["source"] for row in everything) > 400 for name in (*NAMES, "qiaojin/PubMedQA")}
+    assert not any(
+        re.search(r"chat ?doctor|thanks? (you )?for (your|posting)|&[a-z]+;|</?\w+>|\ufffd", a) for a in answers
+    )
+    assert not any(a.startswith(("Summary :", "Hello", "Hi,", "Hi ")) for a in answers)
+    assert not any("Human Phenotype Ontology" in a or "These resources" in a or len(a.split()) < 2 for a in answers)
+
+    official = json.loads((HUB / "qiaojin/PubMedQA/test_ground_truth.json").read_text())
+    table = pq.read_table(HUB / "qiaojin/PubMedQA/pqa_labeled").to_pylist()
+    tests = {plain(row["question"]) for row in table if str(row["pubid"]) in official}
+    assert len(tests) == 500
+    for row in everything:
+        said = plain(row["messages"][-2]["content"])
+        assert (
+            not any(question in said for question in tests)
+            if row["source"] == "qiaojin/PubMedQA"
+            else said not in tests
+        )
+
+    groups = [set(part["group"]) for part in (mixture.train, mixture.held_out)]
+    assert not groups[0] & groups[1]
+    asked = [{plain(row["messages"][-2]["content"]) for row in part} for part in (mixture.train, mixture.held_out)]
+    assert not asked[0] & asked[1]
+    focus = {
+        row["question_focus"].lower() for row in pq.read_table(HUB / NAMES[0], columns=["question_focus"]).to_pylist()
+    }
+    sides = [
+        {topic for q in side for topic in (q.removeprefix("what is ").strip(),) if topic in focus} for side in asked
+    ]
+    assert sides[0]
+    assert sides[1]
+    assert not sides[0] & sides[1]
+    pairs = [(plain(row["messages"][-2]["content"]), plain(row["messages"][-1]["content"])) for row in everything]
+    assert len(set(pairs)) == len(pairs)
+
+
+def plain(said: str) -> str:
+    return " ".join(re.findall(r"\w+", said.lower()))

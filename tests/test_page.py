@@ -24,8 +24,11 @@ def page(browser, page_url):
 def test_the_real_app_answers_streams_and_stops(browser, app_url):
     with opened(browser, app_url) as page:
         expect(page.locator("#status")).to_contain_text("medchat on SmolLM2-135M-Instruct")
+        page.get_by_role("button", name="Fine control").click()
+        page.get_by_label("number input for Longest answer").fill("24")
         send(page, "How can I sleep better?")
-        expect(page.locator("#chat .facts summary")).to_contain_text("tokens/s", timeout=90_000)
+        expect(page.locator("#chat .facts summary")).to_contain_text("24 tokens", timeout=90_000)
+        page.get_by_label("number input for Longest answer").fill("512")
         page.get_by_role("radio", name="base", exact=True).first.check()
         send(page, "Write a very long list of everything that is good for health.")
         expect(replies(page).last.locator(".prose")).to_contain_text("a", timeout=60_000)

@@ -157,7 +157,8 @@ def test_published_and_served(trained: Path, tmp_path: Path) -> None:
 
         port = free_port()
         command = [sys.executable, "app.py", "--port", str(port), "--adapter", "clinic/med"]
-        app = subprocess.Popen(command, cwd=ROOT, env=hub.env(tmp_path / "reader"), stderr=subprocess.DEVNULL)
+        log = (tmp_path / "app.log").open("w+")
+        app = subprocess.Popen(command, cwd=ROOT, env=hub.env(tmp_path / "reader"), stdout=log, stderr=log)
         try:
             url = f"http://127.0.0.1:{port}"
             assert wait_until(lambda: _answers(url), 120)
@@ -167,6 +168,9 @@ def test_published_and_served(trained: Path, tmp_path: Path) -> None:
         finally:
             app.terminate()
             app.wait(10)
+            log.seek(0)
+            print(log.read())  # pytest shows it when the test fails
+            log.close()
 
 
 def _answers(url: str) -> bool:

@@ -68,7 +68,8 @@ def load(recipe: Recipe) -> Mixture:
     for name, test in report["evaluation sets"].items() if recipe.decontaminate else ():
         if "missing" in test:
             print(f"The data was not checked against {name}: {test['missing']}", file=sys.stderr)
-    return Mixture(*(Dataset.from_file(str(folder / f"{part}.arrow")) for part in ("train", "held_out")), report)
+    train, held_out = (Dataset.from_file(str(folder / f"{part}.arrow")) for part in ("train", "held_out"))
+    return Mixture(train, held_out, report)
 
 
 def _find_all(data: Sequence[Source]) -> list[list[sources.Place]]:
@@ -94,15 +95,17 @@ def _complain(wrong: Sequence[UserError]) -> None:
 
 def _find_tests() -> dict[str, sources.Place | str]:
     """Return the place of each evaluation set, or the reason why it cannot be had."""
+    import huggingface_hub
+
     found: dict[str, sources.Place | str] = {}
-    away = False  # asked once whether the Hub is there, not ten times
+    away = False  # then nobody waits for it ten times
     for name, config, split in EVALUATION:
         title = f"{name} {config}" if name == "cais/mmlu" else name
         try:
             found[title] = sources.place(name, config, split, hub=not away)
         except UserError as error:
             found[title] = error.what
-            away = away or isinstance(error, Unavailable)
+            away = away or (isinstance(error, Unavailable) and not huggingface_hub.is_offline_mode())
     return found
 
 

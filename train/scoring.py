@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import sys
@@ -21,7 +20,6 @@ from medchat.prompt import Message, Template
 REPLY_TOKENS = 256
 BATCH = {"cpu": 2048, "cuda": 32768}  # tokens that are read at once, padding included
 LOGITS = {"cpu": 4 * 10**8, "cuda": 4 * 10**9}  # bytes of logits at once
-WORTHWHILE = 16  # tokens that all prompts begin with, from which on they are read only once
 
 
 class Answers:
@@ -102,34 +100,21 @@ class Item:
 
 
 @torch.inference_mode()
-def log_probabilities(
-    model: Any, items: Sequence[Item], done: Callable[[int, list[float]], None], *, share: bool = True
-) -> None:
+def log_probabilities(model: Any, items: Sequence[Item], done: Callable[[int, list[float]], None]) -> None:
     """Call done(index, log-probabilities in nats) for every item, longest first.
 
-    One forward pass a batch of texts of like length, padded on the right without a mask: no token looks ahead. What
-    all texts begin with is read once (`share`), and the output head computes only the positions that are asked about.
+    One forward pass a batch of texts of like length, padded on the right without a mask: no token looks ahead. The
+    output head, a quarter of a small model, computes only the positions that are asked about.
     """
     order = sorted(range(len(items)), key=lambda i: -len(items[i].ids))
-    prefix = _common_prefix(items) if share else []
-    kept = _read(model, prefix) if len(prefix) >= WORTHWHILE else None
-    start = len(prefix) if kept is not None else 0
-    for batch in _batches(order, items, start, model):
-        width = max(len(items[i].ids) for i in batch) - start
-        rows = torch.zeros(len(batch), width, dtype=torch.long)
+    for batch in _batches(order, items, model):
+        rows = torch.zeros(len(batch), len(items[batch[0]].ids), dtype=torch.long)
         for row, i in zip(rows, batch, strict=True):
-            row[: len(items[i].ids) - start] = torch.tensor(items[i].ids[start:])
+            row[: len(items[i].ids)] = torch.tensor(items[i].ids)
         positions = sorted({position for i in batch for position, _ in items[i].asked})
         place = {position: n for n, position in enumerate(positions)}
-        cache = copy.deepcopy(kept)
-        if cache is not None:
-            cache.batch_repeat_interleave(len(batch))
-        logits = model(
-            input_ids=rows.to(model.device),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=torch.tensor(positions, device=model.device) - start,
-        ).logits
+        keep = torch.tensor(positions, device=model.device)
+        logits = model(input_ids=rows.to(model.device), use_cache=False, logits_to_keep=keep).logits
         for row, i in zip(logits, batch, strict=True):
             where = torch.tensor([place[position] for position, _ in items[i].asked], device=row.device)
             tokens = torch.tensor([token for _, token in items[i].asked], device=row.device)
@@ -138,39 +123,19 @@ def log_probabilities(
             done(i, scores[inverse, tokens].tolist())
 
 
-def _common_prefix(items: Sequence[Item]) -> list[int]:
-    """Return the tokens that all texts begin with, before the first position that is asked about."""
-    first, last = min(item.ids for item in items), max(item.ids for item in items)
-    end = min(position for item in items for position, _ in item.asked)
-    same = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[: min(same, end)] if len(items) > 1 else []
-
-
-def _read(model: Any, prefix: list[int]) -> Any:
-    """Return the keys and values of a prefix, None for a model that keeps something else."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    cache = DynamicCache(config=model.config)
-    if any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return None
-    model(torch.tensor([prefix], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache
-
-
-def _batches(order: Sequence[int], items: Sequence[Item], start: int, model: Any) -> Iterator[list[int]]:
+def _batches(order: Sequence[int], items: Sequence[Item], model: Any) -> Iterator[list[int]]:
+    """Yield the order cut into batches that keep within BATCH tokens and LOGITS bytes."""
     device, vocabulary = model.device.type, model.config.get_text_config().vocab_size
     batch: list[int] = []
-    width, positions = 0, set()
+    asked: set[int] = set()
     for i in order:
-        asked = positions | {position for position, _ in items[i].asked}
-        width = max(width, len(items[i].ids) - start)
-        tokens, logits = (len(batch) + 1) * width, (len(batch) + 1) * len(asked) * vocabulary * 4
+        rows, together = len(batch) + 1, asked | {position for position, _ in items[i].asked}
+        tokens, logits = rows * len(items[(batch or [i])[0]].ids), rows * len(together) * vocabulary * 4
         if batch and (tokens > BATCH[device] or logits > LOGITS[device]):
             yield batch
-            batch, width, asked = [], len(items[i].ids) - start, {position for position, _ in items[i].asked}
+            batch, together = [], {position for position, _ in items[i].asked}
         batch.append(i)
-        positions = asked
+        asked = together
     if batch:
         yield batch
 

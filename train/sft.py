@@ -16,6 +16,7 @@ from typing import Any
 from medchat.errors import UserError
 from medchat.prompt import Message, Template, named_template
 from train import data
+from train.check import for_cpu
 from train.recipe import Recipe
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports home unless told not to
@@ -70,6 +71,8 @@ def _run(recipe: Recipe, output: Path) -> Path:
     trainer = build_trainer(recipe, model, tokenizer, train_set, held_set)
     first = trainer.is_world_process_zero()
     if first:
+        if recipe.method == "qlora" and model.device.type == "cpu":
+            print(f"There is no GPU here, which this recipe is for. For a CPU add: {' '.join(for_cpu(recipe))}")
         print(f"{len(train_set)} conversations to learn from, {len(held_set)} held out.")
         if ledger.shortened or ledger.left_out:
             print(f"Longer than {recipe.sft.max_length} tokens: {ledger.shortened} questions shortened, ", end="")
@@ -98,6 +101,11 @@ def load_base(recipe: Recipe, *, weights: bool = True) -> tuple[Any, Any, Templa
 
     from medchat.engines.transformers import base_location, base_not_loaded
 
+    if recipe.base.startswith("runs/") and not Path(recipe.base).is_dir():
+        raise UserError(
+            f"The base {recipe.base!r} is the result of another run, and is not there yet.",
+            f"Type: python -m train sft {Path(recipe.base).name}",
+        )
     base = f"{recipe.base}@{recipe.revision}" if recipe.revision else recipe.base
     where, options = base_location(base)
     try:
@@ -108,7 +116,12 @@ def load_base(recipe: Recipe, *, weights: bool = True) -> tuple[Any, Any, Templa
     except Exception as error:
         raise base_not_loaded(base, error) from error
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    return model, tokenizer, base_template(recipe, tokenizer)
+    template = base_template(recipe, tokenizer)
+    try:
+        template.learned_spans([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    except ValueError as error:
+        raise UserError(str(error), "Name another one: template=llama-3, llama-3.2 or alpaca.") from error
+    return model, tokenizer, template
 
 
 def base_template(recipe: Recipe, tokenizer: Any) -> Template:

@@ -319,16 +319,18 @@ def place(name: str, config: str | None, split: str, revision: str | None = None
     folder = Path(mirror) / name if mirror else None
     if folder is None or not folder.is_dir():
         if not hub:
-            raise Unavailable("The Hub cannot be reached.", "Check the network.")
+            raise Unavailable(f"The Hub cannot be reached, so {name} could not be loaded.", "Check the network.")
         return Place(name, config, split, commit=_commit(name, revision))
     inner = folder / config if config and (folder / config).is_dir() else folder
-    files = sorted(path for path in inner.rglob("*") if path.suffix in FILE_TYPES)
+    found = inner.rglob("*") if not config or inner != folder else [*folder.glob("*"), *folder.glob("data/*")]
+    files = sorted(path for path in found if path.suffix in FILE_TYPES)
     chosen = tuple(path for path in files if _split_of(path) == split)
     if not chosen:
         there = ", ".join(sorted({_split_of(path) for path in files})) or "nothing"
+        wanted = f"{split} split" + (f" of {config!r}" if config else "")
         raise UserError(
-            f"The mirror's copy of {name} in {inner} has no {split} split, only {there}.",
-            f"Put a {split}-*.parquet file into that folder.",
+            f"The mirror's copy of {name} in {inner} has no {wanted}, only {there}.",
+            f"Put a {split}-*.parquet file into {Path(name, config or 'data')} there.",
         )
     return Place(name, config, split, chosen)
 

@@ -36,7 +36,8 @@ behind one that no passage supports. The check compares words: a sentence that t
 ## Safety
 Before any model runs, fixed rules and a small classifier read what you wrote in {languages} languages for signs of an
 emergency or a crisis, and put a card with what to do first. In a crisis the card is the whole answer. No prompt,
-adapter or failure switches this off. It misses things: silence means that nothing was recognised, never that someone is safe.
+adapter or failure switches this off. It misses things: silence means that nothing was recognised, never that someone is
+safe.
 
 ## Privacy
 Questions are computed on the machine that runs this page. Conversations are neither stored nor logged there; they live

@@ -37,9 +37,9 @@ COUNTRIES = {
     "EU": "European Union",
 }
 MANNERS = {"Steady": 0.2, "Balanced": 0.7, "Varied": 1.1, "Always the same": 0.0}  # temperatures
-CONSENT = """**Before you ask:** MedChat is an AI for research and education, not a doctor or a medical device, and it can be
-wrong. **In an emergency call your local emergency number**, do not ask here first. Questions are computed on the machine
-that runs this page, neither kept nor logged; please leave out names."""
+CONSENT = """**Before you ask:** MedChat is an AI for research and education, not a doctor or a medical device, and it
+can be wrong. **In an emergency call your local emergency number**, do not ask here first. Questions are computed on the
+machine that runs this page, neither kept nor logged; please leave out names."""
 WELCOME = """## What would you like to understand?
 It looks your question up in health passages written in plain words, answers in its own, and shows what it read."""
 

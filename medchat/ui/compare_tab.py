@@ -6,6 +6,7 @@ import logging
 import random
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html import escape
 from threading import Event
 from typing import Any
@@ -86,7 +87,7 @@ def compare_tab(line: Line, knowledge: Knowledge, choices: Choices) -> list[gr.R
     )
     for button, choice in zip(buttons, LABELS, strict=True):
         button.click(
-            _voter(choice), [outcome, keep, *texts, question], [*heads, *buttons, told, outcome],
+            _voter(choice), [outcome, keep], [*heads, *buttons, told, outcome],
             concurrency_limit=None, **private,
         )  # fmt: skip
     return [left, right]
@@ -142,7 +143,9 @@ def _comparer(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[tuple[
                 reply.go_on()
             status = "Writing ..." if any(reply.text for reply in replies) else "Thinking ..."
             yield same, _now(status), same, same, *(reply.text or WAITING for reply in replies), *[same] * 7
-        vote = votes.Vote(line.engine.base, sides[0], sides[1], "", blind, drawn.seed or 0)
+        vote = votes.Vote(
+            line.engine.base, *sides, "", blind, drawn.seed or 0, question.strip(), *(reply.text for reply in replies)
+        )
         failed = any(reply.failed for reply in replies)
         feet = [_head(side, name, reply.facts) for side, name, reply in zip("AB", hidden, replies, strict=True)]
         can = [gr.update(interactive=not failed)] * 4
@@ -181,12 +184,13 @@ class _Side:
 
 
 def _voter(choice: str) -> Callable[..., tuple[Any, ...]]:
-    def vote(outcome: votes.Vote | None, keep: bool, answer_a: str, answer_b: str, question: str) -> tuple[Any, ...]:
+    def vote(outcome: votes.Vote | None, keep: bool) -> tuple[Any, ...]:
         """Store the judgement, say who was who, and how the votes stand."""
         if outcome is None:
             return (*[gr.skip()] * 8,)
-        texts = {"question": question, "answer_a": answer_a, "answer_b": answer_b} if keep else {}
-        judged = votes.Vote(**{**vars(outcome), **texts, "choice": choice})
+        judged = replace(outcome, choice=choice)
+        if not keep:
+            judged = replace(judged, question="", answer_a="", answer_b="")
         try:
             votes.add(judged)
             told = _standing(choice, votes.tally())
