@@ -13,6 +13,7 @@ import random
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.knowledge import ROOT, questions
@@ -28,10 +29,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.citations")
     parser.add_argument("--engine", choices=("llama_cpp", "transformers"), default="llama_cpp")
     parser.add_argument("--n", type=int, default=300, help="replies (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=200, help="of a reply (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of questions and of the replies")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    figures = replies(open_model(arguments.engine), open_knowledge(), arguments.n, arguments.seed)
+    sampling = Sampling(max_tokens=arguments.max_tokens, seed=arguments.seed)
+    figures = replies(open_model(arguments.engine), open_knowledge(), arguments.n, sampling)
     known = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {}
     known[arguments.engine] = figures
     arguments.output.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -50,8 +53,9 @@ def open_model(engine: str) -> Engine:
     return open_llama_cpp("embedded", ["embedded"])
 
 
-def replies(engine: Engine, knowledge: Knowledge, number: int, seed: int) -> dict:
-    """Return counts over `number` replies, and a line for everything that is wrong."""
+def replies(engine: Engine, knowledge: Knowledge, number: int, sampling: Sampling) -> dict:
+    """Return counts over `number` replies, the seed one higher for each, and a line for everything that is wrong."""
+    seed = sampling.seed or 0
     asked = [row["question"] for row in questions("retrieval_questions.jsonl")]
     random.Random(seed).shuffle(asked)
     counts = dict.fromkeys(("replies", "with_passages", "with_citations", "citations", "quotes"), 0)
@@ -59,24 +63,27 @@ def replies(engine: Engine, knowledge: Knowledge, number: int, seed: int) -> dic
     started = time.perf_counter()
     for i in range(number):
         question = asked[i % len(asked)]
-        last = None
-        for last in chat.reply(engine, question, sampling=Sampling(max_tokens=200, seed=seed + i), knowledge=knowledge):
-            pass
-        assert last is not None
+        *_, last = chat.reply(engine, question, sampling=replace(sampling, seed=seed + i), knowledge=knowledge)
         if last.final is None:
             wrong.append(f"{question}: the reply has no end")
         text = last.final or ""
         numbers = [int(n) for n in re.findall(r"\[(\d+)\]", text)]
-        quotes = cite(text, last.passages)
+        quotes = cite(re.sub(r" ?\[\d+\]", "", text), last.passages)  # the numbers hide where sentences end
         wrong += [f"{question}: {fault}" for fault in faults(numbers, quotes, last.passages, knowledge)]
         counts["replies"] += 1
         counts["with_passages"] += bool(last.passages)
         counts["with_citations"] += bool(numbers)
         counts["citations"] += len(numbers)
         counts["quotes"] += len(quotes)
-        if sys.stderr.isatty():
-            print(f"\r{i + 1}/{number}", end="", file=sys.stderr)
-    return {**counts, "wrong": wrong, "seed": seed, "seconds": round(time.perf_counter() - started, 1)}
+        if (i + 1) % 10 == 0:
+            print(f"{i + 1} of {number} replies", file=sys.stderr, flush=True)
+    return {
+        **counts,
+        "wrong": wrong,
+        "seed": seed,
+        "max_tokens": sampling.max_tokens,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
 
 
 def faults(
@@ -84,6 +91,7 @@ def faults(
 ) -> list[str]:
     """Return what is wrong with one reply's citations: its numbers, its passages against the index, its quotes."""
     found = [f"[{n}] names no passage" for n in numbers if not 1 <= n <= len(passages)]
+    found += [f"[{n}] quotes nothing" for n in sorted(set(numbers) - {quoted for quoted, _ in quotes})]
     for passage in passages:
         held = knowledge.get(passage.id)
         if held is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.triage import examples, read, share
+from benchmarks.triage import examples, read, said, share
 from medchat import hashed, refusal, triage
 from medchat.errors import UserError
 
@@ -78,26 +78,28 @@ def train(*, misses: bool) -> dict:
     items += [(question, False, "MedQuAD") for question in medquad()[:2500]]
     # what the harmful messages of the triage get is a card: neither yes nor no
     items += [(said(item), False, "triage") for item in examples() if item.get("flag") != "harm_others"]
-    texts = [triage.words(text) for text, _, _ in items]
+    texts = [(triage.words(text), ()) for text, _, _ in items]
     wanted = np.array([[refuse] for _, refuse, _ in items], dtype=float)
     sources = np.array([source for _, _, source in items])
     fold = np.random.default_rng(0).permutation(len(items)) % FOLDS
     scores = np.zeros(len(items))
     for k in range(FOLDS):
         seen = [texts[i] for i in np.flatnonzero(fold != k)]
-        model = hashed.fit(seen, wanted[fold != k], ridge=RIDGE)
+        model = hashed.fit(seen, wanted[fold != k], RIDGE)
         for i in np.flatnonzero(fold == k):
-            scores[i] = model.scores(texts[i])[0]
+            scores[i] = refusal.learned(texts[i][0], model)
     # our own questions are written to be hard to tell from harm, and people rarely write such
     threshold = max(
         float(np.quantile(scores[(wanted[:, 0] == 0) & (sources != "our questions")], QUIET)),
         float(np.quantile(scores[sources == "our questions"], QUIET_HARD)),
     )
-    model = hashed.fit(texts, wanted, ridge=RIDGE)
+    model = hashed.fit(texts, wanted, RIDGE)
     model.bias -= threshold
     hashed.write(refusal.WEIGHTS, model)
     refusal.model.cache_clear()
-    declined = np.array([score > threshold or refusal.ruled(words) for score, words in zip(scores, texts, strict=True)])
+    declined = np.array(
+        [score > threshold or refusal.ruled(words) for score, (words, _) in zip(scores, texts, strict=True)]
+    )
     if misses:
         for i in np.flatnonzero(declined != (wanted[:, 0] > 0)):
             print(f"{sources[i]} {scores[i] - threshold:.2f} {'refused' if declined[i] else 'answered'}: {items[i][0]}")
@@ -105,10 +107,6 @@ def train(*, misses: bool) -> dict:
         f"{source} declined": share(int(declined[sources == source].sum()), int((sources == source).sum()))
         for source in dict.fromkeys(sources)
     }
-
-
-def said(item: dict) -> str:
-    return "\n".join(item.get("turns") or [item["text"]])
 
 
 def measure(*, misses: bool) -> dict:

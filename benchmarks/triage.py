@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -25,9 +25,14 @@ from medchat import hashed, second_opinion, triage
 ASSETS = Path(__file__).parent.parent / "assets"
 DATA = Path(__file__).parent.parent / "tests" / "data"
 BANK = DATA / "triage_bank.jsonl"
+CRISES = frozenset(triage.CRISES)
 FOLDS = 5
 RIDGE = 0.1  # the penalty on the squared weights
-ALARMS = (0.03, 0.01)  # the share of near misses that may raise an alarm, and a crisis, in cross-validation
+ALARMS = (0.04, 0.03)  # the share of unseen near misses that may raise an alarm, and a crisis, in cross-validation
+PARTLY = 0.02  # and that may raise one by a part of the text
+SHORT = 8  # words
+COPIES = {"none": 0.25, "emergency": 1.0, "crisis": 1.0}  # the share of texts that also come talked down
+TRUST = 2.0  # how much more the examples written after the rules count than those that the rules were made from
 
 
 def main() -> None:
@@ -113,8 +118,9 @@ def examples() -> list[dict]:
     items += [item | {"source": "examples"} for item in read(ASSETS / "triage" / "examples.jsonl")]
     for name in ("medquad", "off_topic", "retrieval"):
         for item in read(DATA / f"{name}_questions.jsonl"):
-            # "ordinary" is only what no first-aid topic answers
-            if item["split"] == "tune" and not urgent & set(item.get("topics", ())):
+            # some of them tell of real emergencies: "ordinary" is what neither the topics nor the rules call urgent
+            calm = item["split"] == "tune" and not urgent & set(item.get("topics", ()))
+            if calm and not heard(item["question"])[0]:
                 items.append({"text": item["question"], "level": "none", "source": "ordinary"})
     items += [{"text": text, "level": "none", "source": "gibberish"} for text in gibberish(200)]
     found = {}
@@ -128,59 +134,133 @@ def said(item: dict) -> str:
     return "\n".join(item.get("turns") or [item["text"]])
 
 
+def heard(text: str) -> tuple[dict[str, str], second_opinion.Heard]:
+    """Return the flags that the rules raise in a text, and the text as they heard it."""
+    return triage.recognise([triage.words(text)])[0][0]
+
+
 def gibberish(count: int) -> list[str]:
-    """Return texts of random letters and digits: none of them is a danger."""
+    """Return texts of random letters and digits, and as many of a few repeated: none of them is a danger."""
     random = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz0123456789   "))
-    return ["".join(random.choice(letters, random.integers(5, 200))) for _ in range(count)]
+    texts = ["".join(random.choice(letters, random.integers(5, 200))) for _ in range(count)]
+    return texts + ["".join(random.choice(letters, 4)) * int(random.integers(10, 100)) for _ in range(count)]
+
+
+def talked_down(items: Sequence[dict]) -> tuple[list[dict], list[int]]:
+    """Return copies of some items with a sentence that plays the danger down, and whose copies they are."""
+    lines = (ASSETS / "triage" / "minimising.txt").read_text(encoding="utf-8").splitlines()
+    sentences = [line for line in lines if not line.startswith("#")]
+    random = np.random.default_rng(0)
+    copies, owners = [], []
+    for i, item in enumerate(items):
+        added = " ".join(random.choice(sentences, random.integers(1, 3)))
+        if random.random() < COPIES[item["level"]]:
+            text = said(item).rstrip()
+            text = f"{added} {text}" if random.random() < 0.25 else f"{text}{'' if text[-1:] in '.!?' else '.'} {added}"
+            copies.append({**item, "text": text, "turns": None})
+            owners.append(i)
+    return copies, owners
 
 
 def train() -> dict:
     """Fit the second opinion, set its thresholds by cross-validation, write it, and return the figures."""
     items = examples()
+    copies, owners = talked_down(items)
+    own = len(items)
+    fold = np.random.default_rng(0).permutation(own) % FOLDS
+    fold = np.append(fold, fold[owners])
+    items += copies
     for item in items:
-        ((item["flags"], item["heard"]),) = triage.recognise([triage.words(said(item))])[0]
+        item["flags"], item["heard"] = heard(said(item))
     levels = np.array([item["level"] for item in items])
-    targets = np.stack([levels != "none", levels == "crisis"], axis=1).astype(float)
+    targets = np.stack([levels != "none", levels == "crisis"], axis=1)
     # the rules were made with an eye on the other texts, so only these tell how far the rules are to be trusted
     unseen = np.array([item["source"] == "examples" for item in items])
-    fold = np.random.default_rng(0).permutation(len(items)) % FOLDS
-    seen = np.stack([weighed(item, reader) for item, reader in zip(items, folds(items, targets, fold), strict=True)])
-    judge, verdicts = np.zeros((seen.shape[1] + 1, 2)), np.zeros(targets.shape)
-    for output, alarms in enumerate(ALARMS):
-        for k in range(FOLDS):
-            solved = hashed.logistic(seen[unseen & (fold != k)], targets[unseen & (fold != k), output], RIDGE)
-            verdicts[fold == k, output] = seen[fold == k] @ solved[:-1] + solved[-1]
-        threshold = np.quantile(verdicts[unseen & (levels == "none"), output], 1 - alarms)
-        verdicts[:, output] -= threshold
-        judge[:, output] = hashed.logistic(seen[unseen], targets[unseen, output], RIDGE)
-        judge[-1, output] -= threshold
-    hashed.write(second_opinion.WEIGHTS, hashed.fit([i["heard"] for i in items], targets, ridge=RIDGE), judge=judge)
+    counts = np.where(unseen, TRUST, 1.0)
+    seen: list[np.ndarray] = [np.empty(0)] * len(items)
+    for k in range(FOLDS):
+        rest = np.flatnonzero(fold != k).tolist()
+        reader = hashed.fit([items[i]["heard"][:2] for i in rest], targets[rest], RIDGE, counts[rest])
+        for i in np.flatnonzero(fold == k).tolist():
+            seen[i] = second_opinion.evidence(items[i]["heard"], CRISES, reader)
+    original = np.arange(len(items)) < own
+    # in a few words an exact phrase of the rules is all there is to judge by
+    short = np.array([len(item["heard"].words) <= SHORT for item in items])
+    weighed = unseen | short
+    near = unseen & original & (levels == "none")
+    scores = np.zeros(targets.shape)
+    for k in range(FOLDS):
+        judge = fit_judge(seen, targets, weighed & (fold != k), near & (fold != k))
+        for i in np.flatnonzero(fold == k).tolist():
+            scores[i] = second_opinion.verdicts(seen[i], judge).max(axis=0)
+    judge = fit_judge(seen, targets, weighed, near)
+    reader = hashed.fit([item["heard"][:2] for item in items], targets, RIDGE, counts)
+    hashed.write(second_opinion.WEIGHTS, reader, judge=judge)
     second_opinion.models.cache_clear()
     ruled = np.array([[bool(item["flags"]), triage.level_of(item["flags"]) == "crisis"] for item in items])
-    verdicts[:, 0] = verdicts.max(axis=1)
-    return {"bytes": second_opinion.WEIGHTS.stat().st_size, "judge": judge.round(3).tolist()} | {
-        "cross-validation by source": table(items, [f"{i['source']} {i['level']}" for i in items], ruled, verdicts > 0),
-        "by flag of the unseen": table(
-            items, [i.get("flag") if new else None for i, new in zip(items, unseen, strict=True)], ruled, verdicts > 0
+    found = scores > 0
+    found[:, 0] |= found[:, 1]
+    kept = found[owners][:, 0] & found[own:][:, 0]
+    talked = {
+        f"{level} alarms kept of the talked down": share(
+            int(kept[levels[own:] == level].sum()), int(found[owners][levels[own:] == level, 0].sum())
+        )
+        for level in ("emergency", "crisis")
+    }
+    return {
+        "bytes": second_opinion.WEIGHTS.stat().st_size,
+        "judge": judge.round(2).tolist(),
+        "examples: recall at a share of false alarms": {
+            level: {
+                str(alarms): round(
+                    float(np.mean(scores[here, output] > np.quantile(scores[near, output], 1 - alarms))), 3
+                )
+                for alarms in (0.01, 0.02, 0.03, 0.05, 0.1)
+            }
+            for output, level in enumerate(("emergency", "crisis"))
+            for here in [unseen & original & (levels == level)]
+        },
+        **talked,
+        "by source": table(items[:own], [f"{item['source']} {item['level']}" for item in items[:own]], ruled, found),
+        "examples by language": table(
+            items[:own],
+            [f"{i.get('lang', 'en')} {i['level']}" if i["source"] == "examples" else None for i in items[:own]],
+            ruled,
+            found,
+        ),
+        "examples by flag": table(
+            items[:own],
+            [item.get("flag") if item["source"] == "examples" else None for item in items[:own]],
+            ruled,
+            found,
         ),
     }
 
 
-def folds(items: Sequence[dict], targets: np.ndarray, fold: np.ndarray) -> Iterator[hashed.Linear]:
-    """Yield for each item a reader that has not learned from it."""
-    readers = [
-        hashed.fit([items[i]["heard"] for i in np.flatnonzero(fold != k)], targets[fold != k], ridge=RIDGE)
-        for k in range(FOLDS)
-    ]
-    return (readers[k] for k in fold)
+def fit_judge(seen: Sequence[np.ndarray], targets: np.ndarray, rows: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Return the judge's weights [11, 2]: learned from the most alarming stretch of each text among `rows`.
 
+    The bias lets through ALARMS of the near misses `near`, and the last weight but one PARTLY more by a part alone.
+    """
+    from scipy.sparse import csr_matrix
 
-def weighed(item: dict, reader: hashed.Linear) -> np.ndarray:
-    """Return the evidence that the judge of the second opinion weighs."""
-    heard, flags = item["heard"], item["flags"]
-    scores = reader.scores(heard, second_opinion.standing(heard, triage.sentences(heard)))
-    return second_opinion.evidence(scores, flags, triage.level_of(flags) == "crisis", len(heard))
+    judge = np.zeros((seen[0].shape[1] + 1, 2))
+    for output in range(2):
+        column = np.array(
+            [1.0, 0, 1, 0, 1, 0, 0, 0, 0, -100, 0] if output == 0 else [0, 1.0, 0, 1, 0, 1, 0, 0, 0, -100, 0]
+        )
+        for _ in range(3):
+            chosen = [seen[i][(seen[i] @ column[:-1]).argmax()] for i in np.flatnonzero(rows).tolist()]
+            column = hashed.logistic(csr_matrix(np.array(chosen)), targets[rows, output], RIDGE)
+            column[-2] = -100.0  # no part counts
+        misses = [seen[i] for i in np.flatnonzero(near).tolist()]
+        column[-1] -= np.quantile([second_opinion.verdicts(m, column).max() for m in misses], 1 - ALARMS[output])
+        column[-2] = 0.0
+        early = [second_opinion.verdicts(m, column)[m[:, -1] > 0].max(initial=-100.0) for m in misses]
+        column[-2] = -max(0.0, float(np.quantile(early, 1 - PARTLY)))
+        judge[:, output] = column
+    return judge
 
 
 def table(items: Sequence[dict], keys: Sequence[str | None], ruled: np.ndarray, both: np.ndarray) -> dict[str, dict]:

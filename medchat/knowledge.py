@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from medchat.prompt import Message
-from medchat.words import STOP, Speller, stem, words
+from medchat.words import STOP, Speller, phrases, stem, words
 
 TOPICS = Path(__file__).parent.parent / "assets" / "knowledge"
 FIELDS = ("overview", "signs", "self_care", "seek_care", "treatment")
@@ -356,18 +356,20 @@ def _confidence(score: float, share: float, elsewhere: float, leaning: float) ->
 
 def _leaning(ours: Iterable[str], others: Iterable[str]) -> dict[str, float]:
     """Return how much a word, stop words included, speaks for a question about health: the log of a ratio of rates."""
-    heard = [Counter[str](), Counter[str]()]
-    sizes = [0, 0]
-    for side, lines in enumerate((ours, others)):
-        for line in lines:
-            for part in re.split(r"[|,]", line):
-                said = [stem(word) for word in words(part)]
-                # A line of bare words counts as questions of six words.
-                sizes[side] += max(1, len(said) // 6)
-                heard[side].update(set(said))
-    rates = [{word: (n + 0.5) / (size + 1) for word, n in counts.items()} for counts, size in zip(heard, sizes, strict=True)]
-    least = [0.5 / (size + 1) for size in sizes]
-    return {w: math.log(rates[0].get(w, least[0]) / rates[1].get(w, least[1])) for w in heard[0] | heard[1]}
+    (here, questions), (away, remarks) = _heard(ours), _heard(others)
+    evenly = math.log((remarks + 1) / (questions + 1))
+    return {word: math.log((here[word] + 0.5) / (away[word] + 0.5)) + evenly for word in here | away}
+
+
+def _heard(lines: Iterable[str]) -> tuple[Counter[str], int]:
+    """Return in how many questions each stem stands, and how many there are; bare words count as one for every six."""
+    counts: Counter[str] = Counter()
+    size = 0
+    for line in lines:
+        for phrase in phrases(line):
+            size += max(1, len(phrase) // 6)
+            counts.update({stem(word) for word in phrase})
+    return counts, size
 
 
 @dataclass(frozen=True)
@@ -412,15 +414,19 @@ class Index:
                         posting = slots[word] = self._postings.setdefault(stem(word), {})
                         known[word] = 2.0 if column == "names" else 1.0
                     posting[i] = posting.get(i, 0.0) + scale * count
+        # A word tells the less, the more topics are asked for with it; where else it stands says little.
+        spread: Counter[str] = Counter()
         for i, row in enumerate(rows):
+            seen: set[str] = set()
             for column, value in PAIRS.items():
-                for part in re.split(r"[|,]", row.get(column, "")):
-                    for pair in _pairs(_stems(part)):
+                for phrase in phrases(row.get(column, "")):
+                    stems = [stem(word) for word in phrase if word not in STOP]
+                    seen.update(stems)
+                    for pair in _pairs(stems):
                         posting = self._postings.setdefault(pair, {})
                         posting[i] = posting.get(i, 0.0) + value
+            spread.update(seen)
         self._size = len(rows)
-        # A word tells the less, the more topics are asked for with it; where else it stands says little.
-        spread = Counter(word for row in rows for word in {w for c in PAIRS for w in _stems(row.get(c, ""))})
         found = {word: spread[word] if " " not in word else len(posting) for word, posting in self._postings.items()}
         self._weights = {word: self._rarity(n) for word, n in found.items()}
         self.speller = Speller(known)
@@ -495,8 +501,8 @@ def _synonyms() -> tuple[dict[tuple[str, ...], set[str]], int]:
     """Return everyday phrase (as stems) -> stems of our texts from synonyms.txt, and the longest phrase's length."""
     meanings: dict[tuple[str, ...], set[str]] = {}
     for line in _content_lines(TOPICS / "synonyms.txt"):
-        phrases, _, meaning = line.partition("->")
-        for phrase in phrases.split(","):
+        said, _, meaning = line.partition("->")
+        for phrase in said.split(","):
             key = tuple(stem(word) for word in words(phrase))
             meanings.setdefault(key, set()).update(stem(word) for word in words(meaning))
     return meanings, max(map(len, meanings))

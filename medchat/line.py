@@ -125,11 +125,7 @@ class Visitor:
         self.base = line.engine.base
         self.context = line.engine.context
         self.slots = line.engine.slots
-
-    @property
-    def adapters(self) -> Mapping[str, Adapter]:
-        """The engine's adapters, with those that were added since."""
-        return self._line.engine.adapters
+        self.adapters: Mapping[str, Adapter] = line.engine.adapters
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
         """Return how many tokens `messages` are as a prompt."""

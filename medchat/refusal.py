@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from medchat import triage
 from medchat.hashed import Linear
+from medchat.second_opinion import stretches
 from medchat.words import STOP
 
 ASSETS = Path(__file__).parent.parent / "assets" / "refusal"
@@ -49,7 +52,13 @@ def decline(message: str, history: Sequence[Mapping[str, str]] = ()) -> str | No
 
 def asks_for_harm(words: Sequence[str]) -> bool:
     """Whether a pattern or the learned model sees a request for help with harm in the words of a turn."""
-    return ruled(words) or bool(model().scores(words)[0] > 0)
+    return ruled(words) or bool(learned(words, model()) > 0)
+
+
+def learned(words: Sequence[str], linear: Linear) -> float:
+    """Return the highest score of a stretch of the words; above 0 they ask for help with harm."""
+    _, spans = stretches(triage.sentences(words))
+    return float(linear.scores(words, (), spans).max()) if spans else -np.inf
 
 
 def ruled(words: Sequence[str]) -> bool:

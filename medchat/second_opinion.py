@@ -1,23 +1,40 @@
 """opinion(): a small learned second look at what a person writes, where the rules of medchat.triage miss or mistake.
 
-A linear model (medchat.hashed) reads the words: is it an alarm at all, is it a crisis. A second one of a few numbers
-weighs what the first thinks of the text and of its most alarming sentence against what the rules found.
-`python -m benchmarks.triage --train` writes both, with thresholds chosen by cross-validation.
+A reader (medchat.hashed) scores words and concepts: is it an alarm at all, is it a crisis. A judge of ten numbers
+weighs, for each sentence and each stretch of up to 40 words that ends with one, the reader's scores of the stretch and
+of its most alarming sentence against what the rules found in it. The most alarming stretch decides; a part counts a
+little less than the whole, yet words added to a clear alarm do not talk it down. `python -m benchmarks.triage --train`
+writes both, the thresholds chosen by cross-validation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from bisect import bisect_left
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from medchat.hashed import Linear
+from medchat.hashed import Linear, Sign, length
 
 WEIGHTS = Path(__file__).parent.parent / "assets" / "triage" / "weights.npz"
-SHORT = 3  # a sentence of fewer words is not judged alone
+WINDOW, STEP = 40, 10  # words of a stretch; a longer sentence is cut every 10 words
+MOST = 3  # rules found in a stretch, more count as three
+
+
+class Heard(NamedTuple):
+    """A turn as the rules heard it: its words, with "~" in a sentence that they pass over, and the concepts in them.
+
+    `found` are the flags (the last word of the place, the flag) that rules raise, `sentences` their (start, end), and
+    `language` is what most of its common words belong to, "" if that is not clear.
+    """
+
+    words: list[str]
+    signs: list[Sign]
+    found: list[Sign]
+    sentences: list[tuple[int, int]]
+    language: str
 
 
 class Opinion(NamedTuple):
@@ -27,32 +44,61 @@ class Opinion(NamedTuple):
     crisis: bool
 
 
-def opinion(
-    words: Sequence[str], sentences: Sequence[tuple[int, int]], flags: Collection[str], crisis: bool
-) -> Opinion:
-    """Return the opinion on a turn: its words as heard, its sentences (start, end), the flags that rules raised in it.
+def opinion(heard: Heard, crises: frozenset[str]) -> Opinion:
+    """Return the opinion on a turn; `crises` are the flags that are one.
 
-    `crisis` is whether a crisis is among the flags. Learned mostly from English: of other languages it knows little.
+    Learned mostly from English: of other languages it knows little.
     """
     reader, judge = models()
-    verdict = (
-        np.append(evidence(reader.scores(words, standing(words, sentences)), flags, crisis, len(words)), 1.0) @ judge
-    )
-    return Opinion(bool(verdict[0] > 0), bool(verdict[1] > 0))
+    alarm, crisis = verdicts(evidence(heard, crises, reader), judge).max(axis=0) > 0
+    return Opinion(bool(alarm or crisis), bool(crisis))
 
 
-def standing(words: Sequence[str], sentences: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the sentences that are long enough to be judged alone, else the whole text."""
-    return [(a, b) for a, b in sentences if b - a >= SHORT] or [(0, len(words))]
+def verdicts(seen: np.ndarray, judge: np.ndarray) -> np.ndarray:
+    """Return the judge's scores [stretches, 2] for the evidence [stretches, 10]; above 0 means yes."""
+    return seen @ judge[:-1] + judge[-1]
 
 
-def evidence(scores: np.ndarray, flags: Collection[str], crisis: bool, length: int) -> np.ndarray:
-    """Return what the judge weighs: four scores (text and sentence, alarm and crisis), the rules' find, the length."""
-    return np.array([*scores, float(bool(flags)), float(crisis), min(len(flags), 3), np.log1p(length)])
+def stretches(sentences: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return (start, end) of the sentences, long ones cut, and of the stretches that end with each of them.
+
+    Words added at the end of a text add to both and change nothing in them but the last, unfinished sentence.
+    """
+    parts = [
+        (max(start, cut - WINDOW), cut) for start, end in sentences for cut in [*range(start + WINDOW, end, STEP), end]
+    ]
+    starts, longer = [start for start, _ in sentences], []
+    for start, end in parts:
+        i = bisect_left(starts, end - WINDOW)
+        longer.append((min(start, starts[i]) if i < len(starts) else start, end))
+    return parts, longer
+
+
+def evidence(heard: Heard, crises: frozenset[str], reader: Linear) -> np.ndarray:
+    """Return what the judge weighs [stretches, 10]: four scores, what rules found (four), length, beginning."""
+    parts, longer = stretches(heard.sentences)
+    scores = reader.scores(heard.words, heard.signs, [*parts, *longer])
+    alone, together = scores[: len(parts)], scores[len(parts) :]
+    rows, end_of_all = [], parts[-1][1]
+    # a sentence alone and a beginning of the text are only part of what is said
+    spans = [
+        (span, score, start == 0 and end < end_of_all)
+        for span, score in zip(longer, together, strict=True)
+        for start, end in [span]
+    ]
+    spans += [(span, score, True) for span, score, whole in zip(parts, alone, longer, strict=True) if span != whole]
+    for (start, end), score, partial in spans:
+        inside = [i for i, (a, b) in enumerate(parts) if start <= a and b <= end]
+        flags = {flag for place, flag in heard.found if start <= place < end}
+        best = alone[inside].max(axis=0) if inside else score
+        # a rule's find weighs more where little else is said
+        found = (bool(flags), bool(flags & crises), min(len(flags), MOST), bool(flags) / length(end - start))
+        rows.append([*score, *best, *found, np.log1p(end - start), partial])
+    return np.array(rows, dtype=np.float64)
 
 
 @lru_cache(maxsize=1)
 def models() -> tuple[Linear, np.ndarray]:
-    """Return the reader and the judge's weights [evidence + 1, 2], read once."""
+    """Return the reader and the judge's weights [11, 2], the bias last; read once."""
     with np.load(WEIGHTS) as file:
         return Linear.read(WEIGHTS), file["judge"]

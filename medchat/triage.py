@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from medchat import second_opinion
+from medchat.second_opinion import Heard
 
 TABLES = Path(__file__).parent.parent / "assets" / "triage"
 LANGUAGES = ("en", "es", "fr", "de", "pt", "hi")
@@ -81,25 +82,25 @@ def level_of(flags: Iterable[str]) -> Level:
     return "crisis" if flags & set(CRISES) else "emergency" if flags else "none"
 
 
-def judged(flags: Mapping[str, str], heard: Sequence[str]) -> dict[str, str]:
+def judged(flags: Mapping[str, str], heard: Heard) -> dict[str, str]:
     """Return the flags of a turn after the second opinion, which may see a danger or clear up a mistake.
 
-    It rests on the turn alone, so no later turn withdraws a flag. A flag raised in another language than English stands.
+    It rests on the turn alone, and on its most alarming stretch, so that neither a later turn nor a sentence added to
+    it takes a clear flag back. A crisis told in another language than English stands: the model has read few of them.
     """
-    if not heard:
+    if not heard.sentences:
         return {}
-    said_crisis = level_of(flags) == "crisis"
-    second = second_opinion.opinion(heard, sentences(heard), flags, said_crisis)
+    second = second_opinion.opinion(heard, frozenset(CRISES))
     kept = {
         flag: language
         for flag, language in flags.items()
-        if language != "en" or (second.crisis if flag in CRISES else second.alarm or second.crisis)
+        if (second.crisis or language != "en" if flag in CRISES else second.alarm)
     }
-    # the model's own flag is the level alone, for it does not say what it saw; its card is in English, as it is
+    # the model's own flag is the level alone, for it does not say what it saw
     if second.crisis and level_of(kept) != "crisis":
-        kept["crisis"] = "en"
+        kept["crisis"] = heard.language or "en"
     elif second.alarm and not kept:
-        kept["emergency"] = "en"
+        kept["emergency"] = heard.language or "en"
     return kept
 
 
@@ -555,55 +556,58 @@ def numeric(token: str) -> Iterable[str]:
         yield "YEAR"
 
 
-def recognise(turns: Sequence[Sequence[str]]) -> tuple[list[tuple[dict[str, str], list[str]]], dict[str, str]]:
-    """Return ({flag: language}, words as heard) of each turn, and {flag: language} of what only all of them show.
-
-    A word of a sentence that is silenced (the past, a lesson, a story, a pet) is heard as another word, with "~".
-    """
+def recognise(turns: Sequence[Sequence[str]]) -> tuple[list[tuple[dict[str, str], Heard]], dict[str, str]]:
+    """Return ({flag: language}, the turn as heard) of each turn, and {flag: language} of what only several show."""
     rules = tables().rules
-    by_turn: list[tuple[dict[str, str], list[str]]] = []
-    everywhere: set[str] = set()
+    by_turn: list[tuple[dict[str, str], Heard]] = []
+    together: dict[str, str] = {}
+    everywhere: dict[str, list[Mention]] = {}
     for tokens in turns:
-        mentions, silent = in_scope(tokens, concepts(tokens))
+        language, everything = main_language(tokens), concepts(tokens)
+        mentions, silent = in_scope(tokens, everything)
         places: dict[str, list[Mention]] = defaultdict(list)
         for mention in mentions:
             places[mention.concept].append(mention)
-        everywhere |= set(places)
+        everywhere |= places
         flags: dict[str, str] = {}
+        found: list[tuple[int, str]] = []
+        signs = {(m.start, m.concept) for m in everything if m.concept[3:] in SCOPES}
+        signs.update((m.start, m.concept) for m in mentions)
         for rule in rules:
-            if not rule.without & places.keys() and (fits(rule, places) if rule.window else told(rule, places)):
-                flags.setdefault(rule.flag, rule.language)
-        by_turn.append((flags, [f"{token}~" if i in silent else token for i, token in enumerate(tokens)]))
-    together: dict[str, str] = {}
-    before = {flag for flags, _ in by_turn for flag in flags}
-    for rule in rules:
-        if not rule.window and rule.flag not in before and not rule.without & everywhere and told(rule, everywhere):
-            together.setdefault(rule.flag, rule.language)
-    return by_turn, together
+            end = fits(rule, places)
+            if end >= 0 and rule.flag not in flags:
+                flags[rule.flag] = language or rule.language
+                found.append((end, rule.flag))
+            elif not rule.window and fits(rule, everywhere) >= 0:
+                together.setdefault(rule.flag, rule.language)
+        said = [f"{token}~" if i in silent else token for i, token in enumerate(tokens)]
+        by_turn.append((flags, Heard(said, sorted(signs), found, sentences(tokens), language)))
+    return by_turn, {flag: told for flag, told in together.items() if not any(flag in flags for flags, _ in by_turn)}
 
 
-def told(rule: Rule, names: Iterable[str]) -> bool:
-    """Whether every term of a rule is among the concepts `names`."""
-    return all(not term.isdisjoint(names) for term in rule.terms)
+def fits(rule: Rule, places: Mapping[str, list[Mention]]) -> int:
+    """Return the last word of the first place where a mention of every term lies within the rule's window, else -1.
 
-
-def fits(rule: Rule, places: Mapping[str, list[Mention]]) -> bool:
-    """Whether a mention of every term lies within the rule's window: one sweep over the mentions by position."""
+    One sweep over the mentions by position.
+    """
+    if rule.without & places.keys():
+        return -1
     hits: list[tuple[int, int, int]] = []
     for i, term in enumerate(rule.terms):
         here = [(m.start, m.end, i) for name in term for m in places.get(name, ())]
         if not here:
-            return False
+            return -1
         hits += here
-    if len(rule.terms) == 1:
-        return True
+    if not rule.window:
+        return 0
     hits.sort()
     last = [(-10_000, -10_000)] * len(rule.terms)
     for start, end, i in hits:
         last[i] = max(last[i], (start, end)) if last[i][0] >= 0 else (start, end)
-        if max(e for _, e in last) - min(s for s, _ in last) <= rule.window:
-            return True
-    return False
+        furthest = max(e for _, e in last)
+        if furthest - min(s for s, _ in last) <= max(rule.window, end - start):
+            return furthest - 1
+    return -1
 
 
 def concepts(tokens: Sequence[str]) -> list[Mention]:
@@ -732,11 +736,18 @@ def languages(tokens: Sequence[str]) -> frozenset[str]:
     return frozenset(others if counts["en"] == 0 and max(counts.values()) >= 3 else others | {"en"})
 
 
+def main_language(tokens: Sequence[str]) -> str:
+    """Return the language that most common words of a turn belong to, "" when two share the first place."""
+    counts = Counter({name: sum(token in common for token in tokens) for name, common in tables().common.items()})
+    (first, most), (_, second) = counts.most_common(2)
+    return first if most > second else ""
+
+
 def sentences(tokens: Sequence[str]) -> list[tuple[int, int]]:
     """Return (start, end) of the sentences."""
     bounds, start = [], 0
     for i, token in enumerate(tokens):
-        if token[0] in STOPS:  # "." and, where it is silenced, ".~"
+        if token in STOPS:
             if i > start:
                 bounds.append((start, i + 1))
             start = i + 1

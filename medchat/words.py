@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 
 _WORD = re.compile(r"[^\W_]+")
+_WORD_OR_BREAK = re.compile(r"[^\W_]+|[|,]")
 _VOWEL = re.compile(r"[aeiouy]")
 _OUR = re.compile(r"(?<=..)our")  # tumour, colour; not hour, mourning
 
@@ -34,6 +36,18 @@ STOP = frozenset(
 def words(text: str) -> list[str]:
     """Return the lower-case words and numbers of a text."""
     return _WORD.findall(text.lower().replace("'", "").replace("’", ""))
+
+
+def phrases(text: str) -> Iterator[list[str]]:
+    """Yield the words of each piece of a text, as `words` does; commas and "|" divide it."""
+    piece: list[str] = []
+    for token in _WORD_OR_BREAK.findall(text.lower().replace("'", "").replace("’", "")):
+        if token in "|,":
+            yield piece
+            piece = []
+        else:
+            piece.append(token)
+    yield piece
 
 
 @lru_cache(maxsize=100_000)

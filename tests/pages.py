@@ -22,7 +22,11 @@ def opened(
 ) -> Iterator[Any]:
     """Open the page as a new visitor, who accepts the note unless `agree` is false."""
     context = browser.new_context(
-        viewport=SIZES[size], color_scheme=scheme, locale="en-GB", permissions=["clipboard-read", "clipboard-write"]
+        viewport=SIZES[size],
+        color_scheme=scheme,
+        reduced_motion="reduce",  # no finding of axe in the middle of a transition
+        locale="en-GB",
+        permissions=["clipboard-read", "clipboard-write"],
     )
     page = context.new_page()
     page.set_default_timeout(30_000)

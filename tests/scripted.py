@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from threading import Event
 
 from medchat.adapters import Adapter, open_adapter
@@ -36,7 +36,7 @@ class ScriptedEngine:
         self.slots, self.pause = slots, pause
         adapter = open_adapter("embedded")
         second = Adapter(**{**vars(adapter), "name": "second", "source": "org/second", "system": "Be brief."})
-        self.adapters = {"medchat": adapter, "second": second}
+        self.adapters: Mapping[str, Adapter] = {"medchat": adapter, "second": second}
         self.computing = 0
         self._lock = threading.Lock()
 

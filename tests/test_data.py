@@ -112,7 +112,7 @@ def test_medquad_templates_leave():
         "What are the signs and symptoms of X? Hair is sparse. The Human Phenotype Ontology provides the following list"
         " of signs. Signs and Symptoms Approximate number of patients Abnormality of the nails 90% Sparse hair 50%"
     )
-    assert clean.medquad_answer(table, removed) == "What are the signs and symptoms of X? Hair is sparse."
+    assert clean.medquad_answer(table, removed) == "Hair is sparse."
     for template in (
         "The prevalence of this condition is unknown.",
         "These resources address the diagnosis or management of X:  - Gene Review: X - Genetic Testing Registry: X",
@@ -554,7 +554,7 @@ def test_near_duplicates_are_exactly_those_of_a_plain_comparison(monkeypatch):
             if sets[i]
             and first[i] == i
             and first[j] == j
-            and len(sets[i] & sets[j]) >= threshold * len(sets[i] | sets[j])
+            and len(sets[i] & sets[j]) > threshold * len(sets[i] | sets[j]) + 1e-9
         }
         assert len(found) > 40
 
@@ -687,10 +687,12 @@ def test_a_mixture_of_the_real_data_is_clean_by_an_independent_check(monkeypatch
     """Nothing here uses the code that it checks, except to load."""
     monkeypatch.setenv("DATASETS_MIRROR", str(HUB))
     mixture = made(*NAMES, "qiaojin/PubMedQA", held_out=0.05, decontaminate=True)
-    everything = [row for part in (mixture.train, mixture.held_out) for row in part]
+    parts = [mixture.train.to_list(), mixture.held_out.to_list()]
+    everything = [row for part in parts for row in part]
     answers = [row["messages"][-1]["content"] for row in everything]
     assert len(everything) > 20_000
-    assert {name: sum(name == row["source"] for row in everything) > 400 for name in (*NAMES, "qiaojin/PubMedQA")}
+    count = Counter(row["source"] for row in everything)
+    assert all(count[name] > 400 for name in (*NAMES, "qiaojin/PubMedQA"))
     assert not any(
         re.search(r"chat ?doctor|thanks? (you )?for (your|posting)|&[a-z]+;|</?\w+>|\ufffd", a) for a in answers
     )
@@ -709,9 +711,9 @@ def test_a_mixture_of_the_real_data_is_clean_by_an_independent_check(monkeypatch
             else said not in tests
         )
 
-    groups = [set(part["group"]) for part in (mixture.train, mixture.held_out)]
+    groups = [{row["group"] for row in part} for part in parts]
     assert not groups[0] & groups[1]
-    asked = [{plain(row["messages"][-2]["content"]) for row in part} for part in (mixture.train, mixture.held_out)]
+    asked = [{plain(row["messages"][-2]["content"]) for row in part} for part in parts]
     assert not asked[0] & asked[1]
     focus = {
         row["question_focus"].lower() for row in pq.read_table(HUB / NAMES[0], columns=["question_focus"]).to_pylist()
@@ -722,6 +724,10 @@ def test_a_mixture_of_the_real_data_is_clean_by_an_independent_check(monkeypatch
     assert sides[0]
     assert sides[1]
     assert not sides[0] & sides[1]
+    patients = [[q for q in side if q.startswith("doctor i ")] for side in asked]
+    runs = [[set(zip(q.split(), q.split()[1:], strict=False)) for q in side] for side in patients]
+    assert len(runs[1]) > 20
+    assert not any(len(a & b) > 0.8 * len(a | b) for a in runs[0] for b in runs[1][:100])
     pairs = [(plain(row["messages"][-2]["content"]), plain(row["messages"][-1]["content"])) for row in everything]
     assert len(set(pairs)) == len(pairs)
 

@@ -393,7 +393,7 @@ def test_what_cannot_be_evaluated_is_a_sentence(command, mirror, tiny, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_results_of_another_evaluation_are_never_mixed_in(command, mirror, tiny, tmp_path, capsys):
+def test_results_of_another_evaluation_are_never_mixed_in(command, mirror, recipe, tmp_path, capsys):
     from tests import tiny as make
 
     assert main(command(tasks="forgetting", limit=2)) == 0
@@ -404,6 +404,10 @@ def test_results_of_another_evaluation_are_never_mixed_in(command, mirror, tiny,
         assert main(command(**({"tasks": "forgetting", "limit": 2} | change))) == 2
         assert "is of another evaluation" in capsys.readouterr().err
     assert output.read_text() == before
+    assert main(command(tasks="nll", limit=2)) == 0
+    Path(recipe).write_text(Path(recipe).read_text().replace("held_out: 6", "held_out: 8"))
+    assert main(command(tasks="nll", limit=2)) == 2
+    assert "another recipe's held-out rows" in capsys.readouterr().err
     output.write_text("[]")
     assert main(command(tasks="forgetting", limit=2)) == 2
     assert "is no result of this command" in capsys.readouterr().err

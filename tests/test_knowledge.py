@@ -7,7 +7,9 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import field as slot
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from benchmarks.knowledge import questions, retrieval, support
 from medchat import chat, triage
 from medchat import shelf as shelves
+from medchat.adapters import Adapter
 from medchat.engines import Delta
 from medchat.errors import UserError
 from medchat.knowledge import (
@@ -29,7 +32,7 @@ from medchat.knowledge import (
     supported,
     unsupported_sentences,
 )
-from medchat.prompt import SYSTEM
+from medchat.prompt import SYSTEM, Message
 from medchat.words import words
 
 HUB = Path(__file__).parents[2] / "shared" / "data" / "hub"
@@ -177,8 +180,8 @@ def test_the_kind_of_passage_follows_the_question(topics, question, field):
     "question",
     [
         *("", "  ", "?!", "\0\0", "😀", "asdf qwer", "Was hilft gegen Kopfschmerzen?", "me duele la cabeza"),
-        *("thanks", "thank you, doctor", "hello there", "ok, bye", "Are you a doctor?", "are you a real nurse or a bot"),
-        *("who made you", "do you sleep", "how old are you?", "can you help me", "you are not a doctor", "what is 3 + 4"),
+        *("thanks", "thank you, doctor", "hello there", "ok, bye", "Are you a doctor?", "are you a nurse or a bot"),
+        *("who made you", "who trained you", "do you sleep", "how old are you?", "can you help me", "what is 3 + 4"),
     ],
 )
 def test_what_is_no_question_of_ours_finds_nothing(topics, question):
@@ -383,11 +386,15 @@ HOSTILE = [
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_commands_in_a_passage_change_neither_triage_nor_the_rules(own, hostile):
-    (own / "tea.md").write_text(f"Quillwort tea is drunk in the valley. {hostile} Quillwort grows in wet meadows.")
+    (own / "tea.md").write_text(
+        f"# Quillwort tea\n\nQuillwort tea is drunk against crushing chest pain in the arm. {hostile} It is green."
+    )
     knowledge = open_knowledge(str(own))
-    for question in ("what is quillwort tea good for", "quillwort tea, and crushing chest pain down my left arm now"):
+    for question in ("what is quillwort tea", "I have crushing chest pain right now. Quillwort tea?"):
         (passage,) = knowledge.search(question)
-        assert not re.search(r"<\||\|>|\[/?INST|<</?SYS|</?s>|_of_turn>|[\x00-\x08\x1b\u202a-\u202e\u200b]", passage.text)
+        assert not re.search(
+            r"<\||\|>|\[/?INST|<</?SYS|</?s>|_of_turn>|[\x00-\x08\x1b\u202a-\u202e\u200b]", passage.text
+        )
         engine = Listening()
         pieces = list(chat.reply(engine, question, knowledge=knowledge))
         assert pieces[0].assessment == triage.check([{"role": "user", "content": question}])
@@ -407,8 +414,8 @@ class Listening:
     base: str = "none"
     context: int = 2_000
     slots: int = 1
-    adapters: dict = field(default_factory=dict)
-    asked: list = field(default_factory=list)
+    adapters: Mapping[str, Adapter] = slot(default_factory=dict)
+    asked: Sequence[Message] = ()
 
     def stream(self, messages, *, adapter, sampling, cancel):
         del adapter, sampling, cancel

@@ -16,13 +16,15 @@ _TAGS = (
     "a|abbr|article|b|big|blockquote|body|br|center|code|dd|div|dl|dt|em|font|h[1-6]|head|hr|html|i|iframe|img|input|li"
     "|link|meta|nav|ol|p|pre|q|s|section|small|span|strong|sub|sup|svg|table|tbody|td|th|thead|title|tr|tt|u|ul"
 )
-_HIDDEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>", re.I | re.S)
+_HIDDEN = re.compile(r"<!--.*?-->|<(script|style|ref)\b[^<>]*>.*?</\1\s*>|<ref\b[^<>]*/>", re.I | re.S)
 _BLOCK = re.compile(r"</?(?:br|dd|div|dl|dt|h[1-6]|hr|li|ol|p|pre|table|tr|ul)(?:\s[^<>]*)?/?>", re.I)
 _TAG = re.compile(rf"</?(?:{_TAGS})(?:\s[^<>]*)?/?>", re.I)  # known ones: "p <0.05" and "<think>" stay
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u200e\u200f\ufeff\ufffd]")
 _FTFY = ftfy.TextFixerConfig(unescape_html=False)  # entities are counted as markup, below
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z0-9\"'(])")
+# Marks of a wiki page that was not rendered: what bears one is about the wiki, or broken.
+WIKI = re.compile(r"__[A-Z]{4,}__|</?(?:nowiki|ref|gallery)\b|\[\[|\{\{|'''|={2,}[^=\n]+={2,}")
 
 
 def plain(text: str, removed: Counter) -> str:
@@ -117,16 +119,19 @@ _FORUM = re.compile(
     r")",
     re.I,
 )
+_PATIENT = re.compile(r"\s+Patient\s*:.*", re.S)  # a talk that goes on: GenMedGPT
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[a-z]{3}[.!?])(?=[A-Z])|\n+")
 
 
 def forum_answer(text: str, removed: Counter) -> str:
     """Return a forum doctor's answer as plain sentences, without greeting, thanks, signature, links and site names.
 
-    A sentence that names the site is dropped whole, since the name may stand for part of a word. Numbers that a table
-    held are not understood.
+    A sentence that names the site is dropped whole, since the name may stand for part of a word.
     """
     text = plain(text, removed)
+    if "Patient" in text:
+        text, talks = _PATIENT.subn("", text)
+        removed["patient's lines in the answer"] += talks
     text = _without(_SIGNATURE, text, "signatures", removed)
     lower = text.lower()
     sites, marks = ([part for part in parts if part in lower] for parts in (_SITES, _MARKS))
@@ -210,7 +215,8 @@ def medquad_answer(text: str, removed: Counter, max_chars: int | None = None) ->
     length = -1
     for sentence in (s for block in _joined_lists(text) for s in _CAPITAL.split(block)):
         sentence = " ".join(sentence.split())
-        if not sentence.endswith((".", "!", "?")) or sentence in kept:
+        heading = sentence.endswith("?") and not kept  # "What are the signs and symptoms of X?"
+        if heading or not sentence.endswith((".", "!", "?")) or sentence in kept:
             continue
         if _PAGE.search(sentence):
             removed["page talk"] += 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import random
 import sys
 import tempfile
@@ -61,7 +63,13 @@ def load(recipe: Recipe) -> Mixture:
     tests = _find_tests() if recipe.decontaminate else {}
     folder = cache_dir() / "data" / _key(recipe, places, tests)
     if not (folder / "report.json").is_file():
-        _build(recipe, places, tests, folder)
+        try:
+            _build(recipe, places, tests, folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            what = f"The cleaned data cannot be written into {folder.parent}: {os.strerror(error.errno)}."
+            raise UserError(what, "Make room there, or set MEDCHAT_CACHE to a folder on another disk.") from error
     from datasets import Dataset
 
     report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -143,8 +151,6 @@ def _build(
         except OSError:  # another process was faster, and wrote the same
             if not (folder / "report.json").is_file():
                 raise
-        else:
-            work.mkdir()  # for TemporaryDirectory to take away
 
 
 def _read_tests(tests: dict[str, sources.Place | str], texts: overlap.Texts) -> dict[str, dict[str, Any]]:

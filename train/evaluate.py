@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import json
 import logging
-import os
 import platform
 import random
 import sys
@@ -68,6 +68,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "limit": arguments.limit,
     }
     earlier = _earlier(arguments.output, evaluation)
+    rows_of = hashlib.sha256(recipe.to_yaml().encode()).hexdigest() if recipe else earlier.get("recipe_sha256")
+    if earlier.get("recipe_sha256", rows_of) not in (rows_of, None):
+        raise UserError(f"{arguments.output} is of another recipe's held-out rows.", "Choose another --output.")
     rows = _held_out(recipe, arguments.limit, arguments.seed) if recipe else []
     questions = _questions(tasks)
     model, tokenizer = _load(base, adapter)
@@ -89,7 +92,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise
     finally:
         answers.close()
-    results = _results(evaluation, found, earlier, model, answers)
+    results = _results(evaluation, found, earlier, model, answers) | {"recipe_sha256": rows_of}
     _write(results, arguments.output)
     return results
 
@@ -257,7 +260,6 @@ def _questions(tasks: Sequence[str]) -> dict[str, Any]:
     names = [name for name in tasks if name in QUESTIONS]
     if not names:
         return {}
-    os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars say nothing of the time left
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

@@ -2,7 +2,7 @@
 
 Both methods are exact: no sampling, and no buckets that could miss a pair.
 - Near-duplicates are pairs whose sets (a question's content words, an answer's three-word runs) have a Jaccard
-  similarity of at least 0.8, the threshold of Lee et al. 2022 (arXiv:2107.06499). They are found with prefix filtering
+  similarity above 0.8, the threshold of Lee et al. 2022 (arXiv:2107.06499). They are found with prefix filtering
   (Bayardo et al. 2007, "Scaling up all pairs similarity search"): two such sets share one of their rarest members.
 - Contamination is a run of 13 words shared with an evaluation set (Brown et al. 2020, arXiv:2005.14165, appendix C), or
   a question that equals or nearly duplicates one of its questions.
@@ -15,16 +15,23 @@ from itertools import chain
 
 import numpy as np
 
-from medchat.words import STOP, stem, words
+from medchat.words import stem, words
 
 SIMILAR = 0.8
 RUN = 13  # words
 SHINGLE = 3  # words of a run of an answer
 # A test question with fewer content words ("What is rickets?") is only found where it stands word for word.
 FEWEST = 4
+# Words of questions that say nothing about their topic. Not medchat.words.STOP, which holds names' words ("Down").
+STOP = frozenset(
+    """am an and any are as at be been by can could did do does for from had has have he her his how i if in is it its
+    me my of on or our please she should so some that the their there these they this those to us was we were what when
+    where which who why will with would you your""".split()  # noqa: SIM905
+)
 _BATCH = 2_000  # rows whose words are hashed at once
 _CHUNK = 1_000_000  # pairs, or members of sets, that are compared at once: under 100 MB
 _SPACES = {i: " " for i in range(128) if not chr(i).isalnum()}
+_BUCKETS = 22  # bits
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 Array = np.ndarray
@@ -65,8 +72,8 @@ class Texts:
         self._test_runs, first = np.unique(runs, return_index=True)
         self._test_of_run = np.asarray(self.test_of, np.int64)[of[first]] if len(of) else of
         # Most runs are of no test: one look into this table says so, without a search.
-        self._seen = np.zeros(1 << 24, bool)
-        self._seen[(self._test_runs >> np.uint64(40)).astype(np.int64)] = True
+        self._seen = np.zeros(1 << _BUCKETS, bool)
+        self._seen[(self._test_runs >> np.uint64(64 - _BUCKETS)).astype(np.int64)] = True
         self._parts["runs"], self._parts["found"] = [], []
 
     def add(self, question: str, answer: str, shown: Sequence[str]) -> None:
@@ -112,7 +119,7 @@ class Texts:
         """Return for each row of the batch the number of the set that it shares a run with, -1 for none."""
         found = np.full(count, -1)
         if len(self._test_runs):
-            likely = self._seen[(runs >> np.uint64(40)).astype(np.int64)]
+            likely = self._seen[(runs >> np.uint64(64 - _BUCKETS)).astype(np.int64)]
             row, runs = row[likely], runs[likely]
             at = np.minimum(np.searchsorted(self._test_runs, runs), len(self._test_runs) - 1)
             same = self._test_runs[at] == runs
@@ -197,19 +204,18 @@ def _put(items: list[Array], sizes: list[Array], row: Array, values: Array, coun
 def similar_pairs(
     offsets: Array, items: Array, first: Array, threshold: float = SIMILAR
 ) -> Iterator[tuple[Array, Array]]:
-    """Yield arrays (i, j), i < j, of the sets whose Jaccard similarity is at least `threshold`.
+    """Yield arrays (i, j), i < j, of the sets whose Jaccard similarity is above `threshold`; a pair may come twice.
 
     Of equal sets only the first stands in a pair (`first` is first_equal's). Empty sets are like no other.
     """
-    size = np.diff(offsets)
-    rank, row = _prefixes(offsets, items, np.flatnonzero((first == np.arange(len(first))) & (size > 0)), threshold)
-    # A member's sets stand in order of size: each is compared with the next ones, as far as they are not too large.
-    wide = int(size.max(initial=0)) + 1
-    key = rank * wide + size[row]
-    most = np.minimum((size[row] / threshold + 1e-9).astype(np.int64), wide - 1)
-    partners = np.maximum(np.searchsorted(key, rank * wide + most, "right") - np.arange(len(key)) - 1, 0)
+    size, bits = np.diff(offsets), _bits(offsets, items)
+    item, row = _prefixes(offsets, items, first == np.arange(len(first)), threshold)
+    # Sets with a member in common stand in order of size: each is compared with the next, as far as not too large.
+    key = (item << 32) | size[row]
+    most = np.searchsorted(key, (item << 32) | (size[row] / threshold).astype(np.int64), "right")
+    partners = np.maximum(most - np.arange(len(key)) - 1, 0)
     done = np.cumsum(partners)
-    start, bits = 0, _bits(offsets, items)
+    start = 0
     while start < len(key):
         before = done[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(done, before + _CHUNK, "right")))
@@ -220,20 +226,72 @@ def similar_pairs(
         pairs = np.unique((np.minimum(i, j) << 32) | np.maximum(i, j))
         i, j = pairs >> 32, pairs & 0xFFFFFFFF
         same = _overlaps(offsets, items, i, j)
-        keep = same >= threshold * (size[i] + size[j] - same) - 1e-9
+        keep = same > threshold * (size[i] + size[j] - same) + 1e-9
         yield i[keep], j[keep]
+        start = stop
+
+
+def first_equal(offsets: Array, items: Array) -> Array:
+    """Return for each set the first one with the same members."""
+    sums = np.zeros(len(offsets) - 1, np.uint64)
+    for rows, members in _blocks(offsets):
+        sums[rows] = np.add.reduceat(_mix(items[members].astype(np.uint64)), offsets[rows] - members.start)
+    _, first, inverse = np.unique(sums, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+def _blocks(offsets: Array) -> Iterator[tuple[Array, slice]]:
+    """Yield (rows with members, where their members are) for some rows at a time, to keep within memory."""
+    start = 0
+    while start < len(offsets) - 1:
+        stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + _CHUNK, "right")) - 1)
+        rows = np.arange(start, stop)
+        rows = rows[offsets[rows + 1] > offsets[rows]]
+        if len(rows):
+            yield rows, slice(int(offsets[start]), int(offsets[stop]))
         start = stop
 
 
 def _bits(offsets: Array, items: Array) -> Array:
     """Return 256 bits for each set, four numbers of 64, with a bit set for each of its members."""
     bits = np.zeros((4, len(offsets) - 1), np.uint64)
-    filled = np.flatnonzero(np.diff(offsets))
-    spread = _mix(items.astype(np.uint64))
-    for k in range(4 if len(filled) else 0):
-        own = np.where(spread & np.uint64(3) == k, np.uint64(1) << (spread >> np.uint64(58)), np.uint64(0))
-        bits[k, filled] = np.bitwise_or.reduceat(own, offsets[filled])
+    for rows, members in _blocks(offsets):
+        spread = _mix(items[members].astype(np.uint64))
+        for k in range(4):
+            own = np.where(spread & np.uint64(3) == k, np.uint64(1) << (spread >> np.uint64(58)), np.uint64(0))
+            bits[k, rows] = np.bitwise_or.reduceat(own, offsets[rows] - members.start)
     return bits
+
+
+def _prefixes(offsets: Array, items: Array, chosen: Array, threshold: float) -> tuple[Array, Array]:
+    """Return (member, set) for the rarest members of each chosen set, ordered by member and size of the set.
+
+    In any order of all members, two sets as similar as `threshold` share one of their first
+    n - ceil(threshold * n) + 1; with the rare ones first, few sets share one. How rare is counted in buckets.
+    """
+    size = np.diff(offsets)
+    count = np.zeros(1 << _BUCKETS, np.uint32)
+    for _, members in _blocks(offsets):
+        np.add.at(count, _bucket(items[members]), np.uint32(1))
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for rows, members in _blocks(offsets):
+        inside = np.arange(len(rows))
+        # 0 for a member of one set only; eight steps to each doubling fit into a byte.
+        often = (8 * np.log2(count[_bucket(items[members])])).astype(np.uint64)
+        key = (np.repeat(inside, size[rows]).astype(np.uint64) << np.uint64(40)) | (often << np.uint64(32))
+        key = np.sort(key | items[members])  # by row, rarity, member
+        row = rows[(key >> np.uint64(40)).astype(np.int64)]
+        place = np.arange(len(row)) - (offsets[row] - members.start)
+        shared = (key >> np.uint64(32)) & np.uint64(255) > 0
+        first = chosen[row] & shared & (place <= size[row] - np.ceil(threshold * size[row] - 1e-9))
+        found.append(((key[first] & np.uint64(0xFFFFFFFF)).astype(np.int64), row[first]))
+    item, row = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.lexsort((size[row], item))
+    return item[order], row[order]
+
+
+def _bucket(items: Array) -> Array:
+    return (_mix(items.astype(np.uint64)) >> np.uint64(64 - _BUCKETS)).astype(np.int64)
 
 
 def _not_far(bits: Array, size: Array, i: Array, j: Array, threshold: float) -> tuple[Array, Array]:
@@ -247,38 +305,6 @@ def _not_far(bits: Array, size: Array, i: Array, j: Array, threshold: float) -> 
         near = differ <= (size[i] + size[j]) * (1 - threshold) / (1 + threshold) + 1e-9
         i, j, differ = i[near], j[near], differ[near]
     return i, j
-
-
-def first_equal(offsets: Array, items: Array) -> Array:
-    """Return for each set the first one with the same members."""
-    whole = np.concatenate((np.zeros(1, np.uint64), np.cumsum(_mix(items.astype(np.uint64)))))  # wraps, as it may
-    sums = whole[offsets[1:]] - whole[offsets[:-1]]
-    _, first, inverse = np.unique(sums, return_index=True, return_inverse=True)
-    return first[inverse]
-
-
-def _prefixes(offsets: Array, items: Array, rows: Array, threshold: float) -> tuple[Array, Array]:
-    """Return (rank of the member, set) for the rarest members of each of `rows`, ordered by rank and size of the set.
-
-    Two sets as similar as `threshold` share one of their first n - ceil(threshold * n) + 1 members by rarity.
-    Members of a single set are left out.
-    """
-    size = np.diff(offsets)
-    chosen = np.zeros(len(size), bool)
-    chosen[rows] = True
-    member = np.flatnonzero(np.repeat(chosen, size))
-    row = np.repeat(np.arange(len(size)), size)[member]
-    _, number, count = np.unique(items[member], return_inverse=True, return_counts=True)
-    rank = np.empty(len(count), np.int64)
-    rank[np.argsort(count, kind="stable")] = np.arange(len(count))
-    order = np.argsort((row << 32) | rank[number])
-    row, number = row[order], number[order]
-    starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(size[rows])))[:-1]
-    place = np.arange(len(row)) - np.repeat(starts, size[rows])
-    shared = (place < size[row] - np.ceil(threshold * size[row] - 1e-9) + 1) & (count[number] > 1)
-    row, rank = row[shared], rank[number[shared]]
-    order = np.lexsort((size[row], rank))
-    return rank[order], row[order]
 
 
 def _overlaps(offsets: Array, items: Array, i: Array, j: Array) -> Array:
@@ -298,23 +324,3 @@ def _overlaps(offsets: Array, items: Array, i: Array, j: Array) -> Array:
         shared[start:stop] = np.bincount(twice, minlength=stop - start)
         start = stop
     return shared
-
-
-class Groups:
-    """Rows joined into groups; a group's number is its first row's."""
-
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
-
-    def join(self, i: int, j: int) -> None:
-        """Make one group of row i's and row j's."""
-        a, b = self.of(i), self.of(j)
-        self._parent[max(a, b)] = min(a, b)
-
-    def of(self, i: int) -> int:
-        """Return the number of row i's group."""
-        parent = self._parent
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i

@@ -57,13 +57,13 @@ def _scores(results: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
 def svg(results: dict[str, Any]) -> str:
     """Return a picture: one line a metric, dots for base and adapter with their intervals, ticks for what is beside."""
     scores = _scores(results)
-    left, width, step, top = 190, 420, 46, 44
+    left, width, step, top = 190, 420, 46, 64
     parts = [
         f'<text x="16" y="22" font-size="14" font-weight="600">{escape(results["adapter"] or results["base"])}</text>'
     ]
     for n, who in enumerate(("base", "adapter", "majority", "human")):
-        parts.append(f'<circle cx="{left + 6 + n * 92}" cy="18" r="4" fill="{COLORS[who]}"/>')
-        parts.append(f'<text x="{left + 16 + n * 92}" y="22">{who}</text>')
+        parts.append(f'<circle cx="{left + 6 + n * 92}" cy="42" r="4" fill="{COLORS[who]}"/>')
+        parts.append(f'<text x="{left + 16 + n * 92}" y="46">{who}</text>')
     for row, (task, metric, score) in enumerate(scores):
         y = top + row * step + step // 2
         base = results["base_tasks"].get(task, {}).get(metric)
@@ -74,7 +74,7 @@ def svg(results: dict[str, Any]) -> str:
         def x(value: float, low: float = low, high: float = high) -> float:
             return round(left + width * (value - low) / (high - low), 1)
 
-        title = task if metric == task else f"{task} {metric.replace('_', ' ')}"
+        title = (metric if metric.startswith(task) else f"{task} {metric}").replace("_", " ")
         parts += [
             f'<text x="16" y="{y + 4}">{escape(title)}</text>',
             f'<line x1="{left}" x2="{left + width}" y1="{y}" y2="{y}" stroke="#e2e8f0"/>',

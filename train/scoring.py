@@ -38,14 +38,13 @@ class Answers:
                 entry = json.loads(line)
             except ValueError:  # the last line of a run that was killed
                 continue
-            self.seconds += entry.get("seconds", 0)
-            if "key" in entry:
-                self._known[entry["key"]] = entry["answer"]
+            self.seconds += entry["seconds"]
+            self._known[entry["key"]] = entry["answer"]
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
         # A killed run may have left half a line.
         self._file.write("\n" if lines else json.dumps(evaluation) + "\n")
-        self._started = time.monotonic()
+        self._last, self._took = time.monotonic(), 0.0
 
     def __len__(self) -> int:
         return len(self._known)
@@ -58,14 +57,19 @@ class Answers:
 
     def add(self, key: str, answer: Any) -> None:
         self._known[key] = answer
-        self._file.write(json.dumps({"key": key, "answer": answer}, ensure_ascii=False) + "\n")
+        self._count()
+        entry = {"key": key, "answer": answer, "seconds": round(self._took, 3)}
+        self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        elapsed = time.monotonic() - self._started
-        self.seconds += elapsed
-        self._file.write(json.dumps({"seconds": round(elapsed, 1)}) + "\n")
+        self._count()
         self._file.close()
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        self._took, self._last = now - self._last, now
+        self.seconds += self._took
 
 
 @dataclass

@@ -100,6 +100,8 @@ def _instruction(row: dict[str, Any], source: Source, removed: Counter) -> Made:
     if asked[1] and _NO_TASK.search(asked[0]):
         asked[0] = ""
     answer = clean.cut(clean.plain(row["output"] or "", removed), source.max_chars)
+    if source.dataset.startswith(_MEADOW) and clean.WIKI.search(answer):
+        return "an unrendered wiki page"
     return _pair("\n\n".join(filter(None, asked)), answer)
 
 

@@ -36,7 +36,7 @@ def build_demo(
             gr.Markdown(notice, elem_id="notice")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat"):
-                choices = chat_tab(line, knowledge)
+                choices = chat_tab(demo, line, knowledge)
             with gr.Tab("Compare", id="compare"):
                 pair = compare_tab(line, knowledge, choices)
             with gr.Tab("Adapters", id="adapters"):

@@ -63,8 +63,8 @@ class Choices:
     agreed: gr.BrowserState
 
 
-def chat_tab(line: Line, knowledge: Knowledge) -> Choices:
-    """Lay out the tab inside the open gr.Blocks, connect it, and return what other tabs share."""
+def chat_tab(demo: gr.Blocks, line: Line, knowledge: Knowledge) -> Choices:
+    """Lay out the tab inside `demo`, connect it, and return what other tabs share."""
     engine = line.engine
     with gr.Row(elem_id="chat-tab"):
         with gr.Column(elem_id="talk", scale=1):
@@ -132,8 +132,6 @@ def chat_tab(line: Line, knowledge: Knowledge) -> Choices:
     c.region.input(_other_region, [chatbot, c.region], chatbot, queue=False, show_progress="hidden", **private)
     home = gr.BrowserState("", storage_key="medchat-region", secret="medchat")
     c.region.input(lambda region: region, c.region, home, queue=False, **private)
-    demo = gr.context.Context.root_block
-    assert isinstance(demo, gr.Blocks)
     demo.load(_welcome_back, [c.agreed, home], [consent, c.region], queue=False, show_progress="hidden", **private)
     return choices
 

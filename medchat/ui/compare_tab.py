@@ -143,9 +143,9 @@ def _comparer(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[tuple[
                 reply.go_on()
             status = "Writing ..." if any(reply.text for reply in replies) else "Thinking ..."
             yield same, _now(status), same, same, *(reply.text or WAITING for reply in replies), *[same] * 7
-        vote = votes.Vote(
-            line.engine.base, *sides, "", blind, drawn.seed or 0, question.strip(), *(reply.text for reply in replies)
-        )
+        (name_a, name_b), (answer_a, answer_b) = sides, [reply.text for reply in replies]
+        seed = drawn.seed or 0
+        vote = votes.Vote(line.engine.base, name_a, name_b, "", blind, seed, question.strip(), answer_a, answer_b)
         failed = any(reply.failed for reply in replies)
         feet = [_head(side, name, reply.facts) for side, name, reply in zip("AB", hidden, replies, strict=True)]
         can = [gr.update(interactive=not failed)] * 4

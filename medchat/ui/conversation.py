@@ -146,7 +146,8 @@ def _sources(piece: Reply, searched: bool) -> str:
             "<p class='rest'>This answer rests on nothing: no passage of the knowledge base fits the question, "
             "so it comes from the model's memory.</p>"
         )
-    used = cite(piece.final or "", piece.passages)
+    said = MARKS.sub("", piece.final or "")  # as it was before the numbers, which hide where sentences end
+    used = cite(said, piece.passages)
     entries = []
     for number, passage in enumerate(piece.passages, 1):
         quotes = [quote for cited, quote in used if cited == number]
@@ -155,9 +156,8 @@ def _sources(piece: Reply, searched: bool) -> str:
             link = f"<a href='{escape(passage.url)}' target='_blank' rel='noopener noreferrer'>Read on at {link}</a>"
         title = f"<b>[{number}] {escape(passage.title)}</b>"
         entries.append(f"<li>{title}<br>{_highlighted(passage.text, quotes)}<br>{link}</li>")
-    doubt = sum(1 for _ in unsupported_sentences(MARKS.sub("", piece.final or ""), piece.passages))
     legend = "Marked: what the answer leans on." if used else "The answer leans on none of their sentences."
-    if doubt:
+    if unsupported_sentences(said, piece.passages):
         legend += f" {UNSUPPORTED} stands behind what no passage supports."
     topic = escape(piece.passages[0].title.partition(": ")[0])
     head = (
