@@ -22,7 +22,7 @@ from medchat.engines.llama_cpp import usable_cores
 from train import data, recipe, sft
 
 ROOT = Path(__file__).parent.parent
-ROWS, HELD_OUT = 160, 40
+ROWS, HELD_OUT = 96, 32
 BATCH = 8  # rows a step where rows are not packed: about as many tokens as the recipe's packs
 WAYS = {
     "sft": "python -m train sft",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
@@ -15,6 +16,9 @@ from medchat.triage import Assessment
 
 MAX_CHARACTERS = 8_000  # of one message, about four pages
 SHORTEST_REPLY = 64  # tokens that a long question must leave free
+
+# What finished() and /chat add to a reply; the model would learn from its own history to write such marks itself.
+CITED = re.compile(r" \[\d+\]|\n\nSources:\n\[1\] .*\Z", re.DOTALL)
 
 DISCLAIMER = (
     "MedChat is an AI for research and education. It is not a doctor or a medical device, and it can be wrong. "
@@ -177,4 +181,10 @@ def conversation(message: str, history: Sequence[Message]) -> list[Message]:
     messages = [*turns, {"role": "user", "content": message.strip()}]
     if found := prompt.problems(messages):
         raise ChatError(f"This conversation cannot be continued: {'; '.join(found[:5])}.", "Please start a new one.")
-    return [{"role": m["role"], "content": m["content"]} for m in messages]
+    return [{"role": m["role"], "content": uncited(m)} for m in messages]
+
+
+def uncited(message: Message) -> str:
+    """Return a message's text; the model's own without the numbers and the list of sources that it was shown with."""
+    text = message["content"]
+    return CITED.sub("", text) if message["role"] == "assistant" else text

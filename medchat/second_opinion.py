@@ -79,21 +79,21 @@ def evidence(heard: Heard, crises: frozenset[str], reader: Linear) -> np.ndarray
     parts, longer = stretches(heard.sentences)
     scores = reader.scores(heard.words, heard.signs, [*parts, *longer])
     alone, together = scores[: len(parts)], scores[len(parts) :]
-    rows, end_of_all = [], parts[-1][1]
-    # a sentence alone and a beginning of the text are only part of what is said
-    spans = [
-        (span, score, start == 0 and end < end_of_all)
-        for span, score in zip(longer, together, strict=True)
-        for start, end in [span]
-    ]
-    spans += [(span, score, True) for span, score, whole in zip(parts, alone, longer, strict=True) if span != whole]
-    for (start, end), score, partial in spans:
-        inside = [i for i, (a, b) in enumerate(parts) if start <= a and b <= end]
+    starts, rows = [start for start, _ in parts], []
+
+    def add(span: tuple[int, int], score: np.ndarray, best: np.ndarray, partial: bool) -> None:
+        start, end = span
         flags = {flag for place, flag in heard.found if start <= place < end}
-        best = alone[inside].max(axis=0) if inside else score
         # a rule's find weighs more where little else is said
         found = (bool(flags), bool(flags & crises), min(len(flags), MOST), bool(flags) / length(end - start))
         rows.append([*score, *best, *found, np.log1p(end - start), partial])
+
+    for i, span in enumerate(longer):
+        inside = alone[bisect_left(starts, span[0]) : i + 1]
+        # a beginning of the text and a sentence alone are only part of what is said
+        add(span, together[i], inside.max(axis=0), span[0] == 0 and i + 1 < len(longer))
+        if parts[i] != span:
+            add(parts[i], alone[i], alone[i], True)
     return np.array(rows, dtype=np.float64)
 
 

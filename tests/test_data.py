@@ -537,7 +537,8 @@ def test_near_duplicates_are_exactly_those_of_a_plain_comparison(monkeypatch):
         sets.append(new)
     sets[:0] = [set(), set()]
     offsets = np.cumsum([0] + [len(s) for s in sets])
-    items = np.array([item for s in sets for item in sorted(s)], np.uint32)
+    # Spread over all of 32 bits, as hashes are.
+    items = np.array([item * 21_474_836 for s in sets for item in sorted(s)], np.uint32)
     first = overlap.first_equal(offsets, items)
     assert all(first[i] == sets.index(s) for i, s in enumerate(sets))
     for threshold, chunk in [(0.8, 1_000_000), (0.8, 20), (0.5, 1_000)]:

@@ -211,8 +211,10 @@ def similar_pairs(
     size, bits = np.diff(offsets), _bits(offsets, items)
     item, row = _prefixes(offsets, items, first == np.arange(len(first)), threshold)
     # Sets with a member in common stand in order of size: each is compared with the next, as far as not too large.
-    key = (item << 32) | size[row]
-    most = np.searchsorted(key, (item << 32) | (size[row] / threshold).astype(np.int64), "right")
+    wide = int(size.max(initial=0)) + 1
+    key = item * wide + size[row]
+    largest = np.minimum((size[row] / threshold).astype(np.int64), wide - 1)
+    most = np.searchsorted(key, item * wide + largest, "right")
     partners = np.maximum(most - np.arange(len(key)) - 1, 0)
     done = np.cumsum(partners)
     start = 0

@@ -486,13 +486,14 @@ def _hub_table(place: Place) -> Table:
             f"Check the network, or put its parquet files into DIR/{place.name} and set DATASETS_MIRROR=DIR.",
         ) from error
     if place.split == "train" and "train" not in splits:
-        raise UserError(f"The data set {place.name} has no train split, only {', '.join(splits)}.", "Choose another.")
+        raise UserError(f"The data set {place.name} has no train split, only {', '.join(map(str, splits))}.", "Choose another.")
     # A test set may stand under any name.
     data = splits[place.split] if place.split in splits else concatenate_datasets(list(splits.values()))
 
     def rows() -> Numbered:
         number = 0
-        for batch in data.with_format("arrow").iter(1000):
+        batches: Any = data.with_format("arrow").iter(1000)
+        for batch in batches:
             for row in batch.to_pylist():
                 number += 1
                 yield number, row

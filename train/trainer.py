@@ -23,7 +23,7 @@ class AnswerTrainer(SFTTrainer):
         """Return the loss in nats per learned token; raises UserError when it is not a number any more."""
         inputs = {**inputs, "use_cache": False}
         # Not SFTTrainer's, which wants log-probabilities and entropies of every token.
-        loss = Trainer.compute_loss(self, model, inputs, num_items_in_batch=num_items_in_batch)
+        loss: Any = Trainer.compute_loss(self, model, inputs, num_items_in_batch=num_items_in_batch)
         if model.training and not math.isfinite(loss.item()):
             raise UserError(
                 f"The loss is no longer a number at step {self.state.global_step + 1}.",
@@ -32,7 +32,8 @@ class AnswerTrainer(SFTTrainer):
         mode = "train" if model.training else "eval"
         if mode == "train":
             tokens = torch.tensor(inputs["input_ids"].numel(), device=loss.device)
-            self._total_train_tokens += self.accelerator.gather(tokens).sum().item()
+            gathered: Any = self.accelerator.gather(tokens)
+            self._total_train_tokens += gathered.sum().item()
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         return (loss, {}) if return_outputs else loss
 

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from medchat import chat, triage
+from medchat.engines import Sampling
 from medchat.errors import UserError
 from medchat.knowledge import Knowledge, Passage
 from medchat.line import Line
@@ -55,7 +56,7 @@ def _chat_api(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[str]]:
                 message,
                 history,
                 adapter=adapter,
-                sampling=sampling(max_tokens, temperature, seed),
+                sampling=_sampling(message, history, max_tokens, temperature, seed),
                 knowledge=passages_at_hand if knowledge else None,
             )
             for text, piece in paced(pieces):
@@ -67,6 +68,16 @@ def _chat_api(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[str]]:
             raise gr.Error(str(error), print_exception=False) from error
 
     return chat_api
+
+
+def _sampling(message: str, history: list[dict[str, str]], max_tokens: int, temperature: float, seed: int) -> Sampling:
+    """Return the settings checked; in danger a mistake in them must not stand before the card."""
+    try:
+        return sampling(max_tokens, temperature, seed)
+    except UserError:
+        if chat.assess(message, history).level == "none":
+            raise
+        return Sampling()
 
 
 def _sources_api(knowledge: Knowledge) -> Callable[..., list[dict[str, Any]]]:
