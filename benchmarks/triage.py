@@ -29,7 +29,8 @@ CRISES = frozenset(triage.CRISES)
 FOLDS = 5
 RIDGE = 0.1  # the penalty on the squared weights
 ALARMS = (0.05, 0.03)  # the share of unseen near misses that may raise an alarm, and a crisis, in cross-validation
-PARTLY = 0.01  # and that may raise one by a part of the text
+PARTS = [9, 10]  # where the evidence says that a stretch is a beginning of the text, or a sentence alone
+PARTLY = 0.01  # the share of near misses that may raise an alarm by each of these
 SHORT = 8  # words
 COPIES = {"none": 0.25, "emergency": 1.0, "crisis": 1.0}  # the share of texts that also come talked down
 TRUST = 2.0  # how much more the examples written after the rules count than those that the rules were made from
@@ -193,7 +194,7 @@ def train() -> dict:
     for k in range(FOLDS):
         judge = fit_judge(seen, targets, weighed & (fold != k), near & (fold != k))
         for i in np.flatnonzero(fold == k).tolist():
-            scores[i] = second_opinion.verdicts(seen[i], judge).max(axis=0)
+            scores[i] = second_opinion.verdicts(seen[i], judge).max(axis=0, initial=-100.0)
     judge = fit_judge(seen, targets, weighed, near)
     reader = hashed.fit([item["heard"][:2] for item in items], targets, RIDGE, counts)
     hashed.write(second_opinion.WEIGHTS, reader, judge=judge)
@@ -239,27 +240,31 @@ def train() -> dict:
 
 
 def fit_judge(seen: Sequence[np.ndarray], targets: np.ndarray, rows: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """Return the judge's weights [11, 2]: learned from the most alarming stretch of each text among `rows`.
+    """Return the judge's weights [12, 2]: learned from the most alarming stretch of each text among `rows`.
 
-    The bias lets through ALARMS of the near misses `near`, and the last weight but one PARTLY more by a part alone.
+    The bias lets through ALARMS of the near misses `near`, and the weights of PARTS let PARTLY more through.
     """
     from scipy.sparse import csr_matrix
 
     judge = np.zeros((seen[0].shape[1] + 1, 2))
+    learned = [i for i in np.flatnonzero(rows).tolist() if len(seen[i])]  # gibberish has no evidence
+    misses = [seen[i] for i in np.flatnonzero(near).tolist()]
     for output in range(2):
-        column = np.array(
-            [1.0, 0, 1, 0, 1, 0, 0, 0, 0, -100, 0] if output == 0 else [0, 1.0, 0, 1, 0, 1, 0, 0, 0, -100, 0]
-        )
+        column = np.zeros(len(judge))
+        column[[output, output + 2, output + 4]] = 1.0  # to start with: the scores and the rules
         for _ in range(3):
-            chosen = [seen[i][(seen[i] @ column[:-1]).argmax()] for i in np.flatnonzero(rows).tolist()]
-            column = hashed.logistic(csr_matrix(np.array(chosen)), targets[rows, output], RIDGE)
-            column[-2] = -100.0  # no part counts
-        misses = [seen[i] for i in np.flatnonzero(near).tolist()]
-        column[-1] -= np.quantile([second_opinion.verdicts(m, column).max() for m in misses], 1 - ALARMS[output])
-        column[-2] = 0.0
-        early = [second_opinion.verdicts(m, column)[m[:, -1] > 0].max(initial=-100.0) for m in misses]
-        column[-2] = -max(0.0, float(np.quantile(early, 1 - PARTLY)))
-        judge[:, output] = column
+            column[PARTS] = -100.0  # no part counts
+            chosen = [seen[i][(seen[i] @ column[:-1]).argmax()] for i in learned]
+            column = hashed.logistic(csr_matrix(np.array(chosen)), targets[learned, output], RIDGE)
+        column[PARTS] = -100.0
+        column[-1] -= np.quantile(
+            [second_opinion.verdicts(m, column).max(initial=-100.0) for m in misses], 1 - ALARMS[output]
+        )
+        column[PARTS] = 0.0
+        for part in PARTS:
+            alarms = [second_opinion.verdicts(m, column)[m[:, part] > 0].max(initial=-100.0) for m in misses]
+            judge[part, output] = -max(0.0, float(np.quantile(alarms, 1 - PARTLY)))
+        judge[:, output] += column
     return judge
 
 

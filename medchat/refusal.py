@@ -64,7 +64,8 @@ def learned(words: Sequence[str], linear: Linear) -> float:
 def ruled(words: Sequence[str]) -> bool:
     """Whether a pattern sees it, in a sentence that does not ask how to notice, report or survive the same."""
     harmful, protects = patterns()
-    sentences = re.split(r"[.?!;\n]", " ".join(words))
+    spans, _ = stretches(triage.sentences(words))  # long sentences in pieces: a pattern takes long on a long text
+    sentences = [" ".join(words[start:end]) for start, end in spans]
     return any(not protects.search(s) and any(pattern.search(s) for pattern in harmful) for s in sentences)
 
 

@@ -1,6 +1,6 @@
 """opinion(): a small learned second look at what a person writes, where the rules of medchat.triage miss or mistake.
 
-A reader (medchat.hashed) scores words and concepts: is it an alarm at all, is it a crisis. A judge of ten numbers
+A reader (medchat.hashed) scores words and concepts: is it an alarm at all, is it a crisis. A judge of eleven numbers
 weighs, for each sentence and each stretch of up to 40 words that ends with one, the reader's scores of the stretch and
 of its most alarming sentence against what the rules found in it. The most alarming stretch decides; a part counts a
 little less than the whole, yet words added to a clear alarm do not talk it down. `python -m benchmarks.triage --train`
@@ -20,6 +20,7 @@ from medchat.hashed import Linear, Sign, length
 
 WEIGHTS = Path(__file__).parent.parent / "assets" / "triage" / "weights.npz"
 WINDOW, STEP = 40, 10  # words of a stretch; a longer sentence is cut every 10 words
+READABLE = 0.25  # the share of words in a stretch that must be words, or it is gibberish
 MOST = 3  # rules found in a stretch, more count as three
 
 
@@ -27,7 +28,7 @@ class Heard(NamedTuple):
     """A turn as the rules heard it: its words, with "~" in a sentence that they pass over, and the concepts in them.
 
     `found` are the flags (the last word of the place, the flag) that rules raise, `sentences` their (start, end), and
-    `language` is what most of its common words belong to, "" if that is not clear.
+    `language` is what most of its common words belong to ("" if that is not clear), `readable` which words are any.
     """
 
     words: list[str]
@@ -35,6 +36,7 @@ class Heard(NamedTuple):
     found: list[Sign]
     sentences: list[tuple[int, int]]
     language: str
+    readable: list[bool]
 
 
 class Opinion(NamedTuple):
@@ -50,12 +52,12 @@ def opinion(heard: Heard, crises: frozenset[str]) -> Opinion:
     Learned mostly from English: of other languages it knows little.
     """
     reader, judge = models()
-    alarm, crisis = verdicts(evidence(heard, crises, reader), judge).max(axis=0) > 0
+    alarm, crisis = verdicts(evidence(heard, crises, reader), judge).max(axis=0, initial=-np.inf) > 0
     return Opinion(bool(alarm or crisis), bool(crisis))
 
 
 def verdicts(seen: np.ndarray, judge: np.ndarray) -> np.ndarray:
-    """Return the judge's scores [stretches, 2] for the evidence [stretches, 10]; above 0 means yes."""
+    """Return the judge's scores [stretches, 2] for the evidence [stretches, 11]; above 0 means yes."""
     return seen @ judge[:-1] + judge[-1]
 
 
@@ -75,30 +77,38 @@ def stretches(sentences: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], 
 
 
 def evidence(heard: Heard, crises: frozenset[str], reader: Linear) -> np.ndarray:
-    """Return what the judge weighs [stretches, 10]: four scores, what rules found (four), length, beginning."""
+    """Return what the judge weighs [stretches, 11]: four scores, what rules found (four), length, which part."""
     parts, longer = stretches(heard.sentences)
-    scores = reader.scores(heard.words, heard.signs, [*parts, *longer])
-    alone, together = scores[: len(parts)], scores[len(parts) :]
-    starts, rows = [start for start, _ in parts], []
-
-    def add(span: tuple[int, int], score: np.ndarray, best: np.ndarray, partial: bool) -> None:
-        start, end = span
-        flags = {flag for place, flag in heard.found if start <= place < end}
-        # a rule's find weighs more where little else is said
-        found = (bool(flags), bool(flags & crises), min(len(flags), MOST), bool(flags) / length(end - start))
-        rows.append([*score, *best, *found, np.log1p(end - start), partial])
-
-    for i, span in enumerate(longer):
-        inside = alone[bisect_left(starts, span[0]) : i + 1]
-        # a beginning of the text and a sentence alone are only part of what is said
-        add(span, together[i], inside.max(axis=0), span[0] == 0 and i + 1 < len(longer))
-        if parts[i] != span:
-            add(parts[i], alone[i], alone[i], True)
-    return np.array(rows, dtype=np.float64)
+    firsts = [start for start, _ in parts]
+    scores = reader.scores(heard.words, heard.signs, [*longer, *parts])
+    alone = scores[len(longer) :]
+    best = [alone[bisect_left(firsts, start) : i + 1].max(axis=0) for i, (start, _) in enumerate(longer)]
+    starts, ends = np.array([*longer, *parts]).T
+    inside = [(starts <= place) & (place < ends) for place, _ in heard.found]
+    rules = np.sum(inside, axis=0) if inside else np.zeros(len(starts))
+    crisis = np.any(
+        [here for here, (_, flag) in zip(inside, heard.found, strict=True) if flag in crises] or [rules < 0], 0
+    )
+    seen = np.column_stack(
+        [
+            scores,
+            np.concatenate([np.array(best), alone]),
+            rules > 0,
+            crisis,
+            np.minimum(rules, MOST),
+            (rules > 0) / length(ends - starts),  # a rule's find weighs more where little else is said
+            np.log1p(ends - starts),
+            (starts == 0) & (ends < ends[len(longer) - 1]) & (np.arange(len(starts)) < len(longer)),
+            np.arange(len(starts)) >= len(longer),
+        ]
+    ).astype(np.float64)
+    sums = np.append(0, np.cumsum(heard.readable))
+    whole = [True] * len(longer) + [span != stretch for span, stretch in zip(parts, longer, strict=True)]
+    return seen[np.array(whole) & (sums[ends] - sums[starts] >= READABLE * (ends - starts))]
 
 
 @lru_cache(maxsize=1)
 def models() -> tuple[Linear, np.ndarray]:
-    """Return the reader and the judge's weights [11, 2], the bias last; read once."""
+    """Return the reader and the judge's weights [12, 2], the bias last; read once."""
     with np.load(WEIGHTS) as file:
         return Linear.read(WEIGHTS), file["judge"]

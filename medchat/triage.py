@@ -581,7 +581,7 @@ def recognise(turns: Sequence[Sequence[str]]) -> tuple[list[tuple[dict[str, str]
             elif not rule.window and fits(rule, everywhere) >= 0:
                 together.setdefault(rule.flag, rule.language)
         said = [f"{token}~" if i in silent else token for i, token in enumerate(tokens)]
-        by_turn.append((flags, Heard(said, sorted(signs), found, sentences(tokens), language)))
+        by_turn.append((flags, Heard(said, sorted(signs), found, sentences(tokens), language, readable(tokens))))
     return by_turn, {flag: told for flag, told in together.items() if not any(flag in flags for flags, _ in by_turn)}
 
 
@@ -734,6 +734,12 @@ def languages(tokens: Sequence[str]) -> frozenset[str]:
     least = max(counts["en"], len(tokens) >= 30)
     others = {language for language in LANGUAGES if counts[language] >= least} - {"en"}
     return frozenset(others if counts["en"] == 0 and max(counts.values()) >= 3 else others | {"en"})
+
+
+def readable(tokens: Sequence[str]) -> list[bool]:
+    """Return which tokens are words: not the Latin letters that no table and no list of common words knows."""
+    known = tables().known
+    return [not (token.isascii() and token.isalpha()) or (len(token) > 1 and token in known) for token in tokens]
 
 
 def main_language(tokens: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ def test_the_real_app_answers_streams_and_stops(browser, app_url):
         page.get_by_label("number input for Longest answer").fill("512")
         page.get_by_role("radio", name="base", exact=True).first.check()
         send(page, "Write a very long list of everything that is good for health.")
-        expect(replies(page).last.locator(".prose")).to_contain_text("a", timeout=60_000)
+        expect(replies(page).last.locator(".prose").first).to_contain_text("a", timeout=60_000)
         page.keyboard.press("Escape")
         expect(page.locator("#status")).to_contain_text("Stopped")
         partial = replies(page).last.inner_text()

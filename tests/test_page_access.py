@@ -64,6 +64,7 @@ def test_the_keyboard_alone_completes_a_chat_a_change_of_adapter_and_a_compariso
     with opened(browser, page_url, agree=False) as page:
         tab_to(page, page.locator("#agree"))
         page.keyboard.press("Enter")
+        expect(page.locator("#consent")).to_be_hidden()
         page.keyboard.type("What is anemia?")  # the focus went to the question
         page.keyboard.press("Enter")
         expect(page.locator("#chat .facts")).to_contain_text("medchat")

@@ -88,16 +88,17 @@ def packed_attention(
     attention_mask: Any,
     dropout: float = 0.0,
     scaling: float | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
+    *,
+    position_ids: torch.Tensor,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention within each conversation of a pack, as (1, tokens, heads, size).
 
-    query, key, value are (1, heads, tokens, size); `cu_seq_lens_q` holds the conversations' edges, as TRL's collator
-    gives them; None is one conversation a row. A mask of the whole pack would cost its length squared, and on a CPU there is no flash attention.
+    query, key, value are (1, heads, tokens, size); a conversation begins where `position_ids` (1, tokens) is 0. A mask
+    of the whole pack would cost its length squared, and on a CPU there is no flash attention.
     """
     groups = query.shape[1] // key.shape[1]
-    edges = [0, query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
+    edges = [*(position_ids[0] == 0).nonzero().flatten().tolist(), query.shape[2]]
     parts = []
     for start, end in pairwise(edges):
         q, k, v = (x[:, :, start:end] for x in (query, key, value))

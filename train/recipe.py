@@ -223,7 +223,7 @@ def _impossible(recipe: Recipe) -> list[str]:
     share = isinstance(recipe.held_out, float)
     checks = [
         (bool(recipe.data), "data names no source"),
-        (0 <= recipe.held_out and not (share and recipe.held_out >= 1), "held_out is a count, or a share below 1.0"),
+        (recipe.held_out >= 0 and not (share and recipe.held_out >= 1), "held_out is a count, or a share below 1.0"),
         (lora.r >= 1 and lora.alpha >= 1, "lora.r and lora.alpha must be at least 1"),
         (0 < lora.strength <= 1, "lora.strength must be above 0 and at most 1"),
         (0 <= lora.dropout < 1, "lora.dropout must be at least 0 and below 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import json
@@ -283,6 +284,7 @@ class Place:
     split: str = "train"
     files: tuple[Path, ...] = ()
     commit: str = ""
+    away: bool = False  # the Hub did not answer, and the commit is the cache's
 
     def state(self) -> list[Any]:
         """Return what changes when the data does: of files path, size and time, of the Hub the commit."""
@@ -322,7 +324,8 @@ def place(name: str, config: str | None, split: str, revision: str | None = None
     if folder is None or not folder.is_dir():
         if not hub:
             raise Unavailable(f"The Hub cannot be reached, so {name} could not be loaded.", "Check the network.")
-        return Place(name, config, split, commit=_commit(name, revision))
+        commit, away = _commit(name, revision)
+        return Place(name, config, split, commit=commit, away=away)
     inner = folder / config if config and (folder / config).is_dir() else folder
     found = inner.rglob("*") if not config or inner != folder else [*folder.glob("*"), *folder.glob("data/*")]
     files = sorted(path for path in found if path.suffix in FILE_TYPES)
@@ -355,8 +358,8 @@ def _own_file(name: str) -> Path:
     return path
 
 
-def _commit(name: str, revision: str | None) -> str:
-    """Return the commit of a data set on the Hub (or, offline, in its cache), within seconds."""
+def _commit(name: str, revision: str | None) -> tuple[str, bool]:
+    """Return the commit of a data set and False; or, when the Hub does not answer in seconds, its cache's and True."""
     import huggingface_hub as hub
     from huggingface_hub import constants, errors
 
@@ -365,8 +368,14 @@ def _commit(name: str, revision: str | None) -> str:
     chosen = constants.HF_HUB_ETAG_TIMEOUT
     patience = PATIENCE if chosen == constants.DEFAULT_ETAG_TIMEOUT else chosen
     mirror = f"put its parquet files into DIR/{name} and set DATASETS_MIRROR=DIR"
+
+    def cached(*, only: bool) -> str:
+        found = hub.resolve_revision(name, repo_type="dataset", revision=revision, local_files_only=only)
+        return found.resolved
+
     try:
-        return within(patience, lambda: hub.resolve_revision(name, repo_type="dataset", revision=revision)).resolved
+        within(patience, lambda: hub.HfApi().dataset_info(name, revision=revision, timeout=patience))
+        return cached(only=False), False  # notes the commit in the cache, for when the Hub is away
     except errors.GatedRepoError as error:
         page = f"{constants.ENDPOINT}/datasets/{name}"
         raise UserError(f"The data set {name} is gated.", f"Accept its terms at {page} and set HF_TOKEN.") from error
@@ -377,12 +386,13 @@ def _commit(name: str, revision: str | None) -> str:
     except errors.RevisionNotFoundError as error:
         raise UserError(f"The data set {name} has no revision {revision!r}.", "Check `revision`.") from error
     except Exception as error:
+        with contextlib.suppress(errors.RevisionResolutionError):
+            return cached(only=True), True
         if hub.is_offline_mode():
             what = f"The data set {name} is not on this machine, and HF_HUB_OFFLINE=1 forbids to fetch it."
             raise Unavailable(what, f"Take HF_HUB_OFFLINE away, or {mirror}.") from error
         what = f"The Hub cannot be reached, so the data set {name} could not be loaded ({type(error).__name__})."
-        fix = f"Check the network; or {mirror}; or, if it was loaded before, set HF_HUB_OFFLINE=1."
-        raise Unavailable(what, fix) from error
+        raise Unavailable(what, f"Check the network, or {mirror}.") from error
 
 
 # --- reading ---
@@ -474,11 +484,26 @@ def _parquet(path: Path) -> Table:
         return Table(file.schema_arrow.names, rows, count=file.metadata.num_rows)
 
 
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Let the Hub's clients look into their caches only: they would retry for half a minute first."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
+
+
 def _hub_table(place: Place) -> Table:
     from datasets import concatenate_datasets, load_dataset
 
     try:
-        splits = load_dataset(place.name, place.config, revision=place.commit)
+        with _offline() if place.away else contextlib.nullcontext():
+            splits = load_dataset(place.name, place.config, revision=place.commit)
     except Exception as error:
         first_line = (str(error).splitlines() or [""])[0][:200]
         raise UserError(
@@ -486,7 +511,9 @@ def _hub_table(place: Place) -> Table:
             f"Check the network, or put its parquet files into DIR/{place.name} and set DATASETS_MIRROR=DIR.",
         ) from error
     if place.split == "train" and "train" not in splits:
-        raise UserError(f"The data set {place.name} has no train split, only {', '.join(map(str, splits))}.", "Choose another.")
+        raise UserError(
+            f"The data set {place.name} has no train split, only {', '.join(map(str, splits))}.", "Choose another."
+        )
     # A test set may stand under any name.
     data = splits[place.split] if place.split in splits else concatenate_datasets(list(splits.values()))
 
