@@ -19,7 +19,7 @@ from medchat import knowledge, prompt, words
 from medchat.errors import Unavailable, UserError
 from medchat.files import cache_dir, sha256
 from medchat.prompt import SYSTEM, Message
-from train import clean, mix, overlap, sources
+from train import clean, mix, overlap, sources, tables
 from train.recipe import Recipe, Source
 
 if TYPE_CHECKING:
@@ -80,9 +80,9 @@ def load(recipe: Recipe) -> Mixture:
     return Mixture(train, held_out, report)
 
 
-def _find_all(data: Sequence[Source]) -> list[list[sources.Place]]:
+def _find_all(data: Sequence[Source]) -> list[list[tables.Place]]:
     """Return the places of every source; all that cannot be found is reported at once."""
-    places: list[list[sources.Place]] = []
+    places: list[list[tables.Place]] = []
     wrong: list[UserError] = []
     for source in data:
         try:
@@ -101,27 +101,30 @@ def _complain(wrong: Sequence[UserError]) -> None:
         raise UserError(f"{len(wrong)} data sets cannot be used:\n  - {listed}\n", "Mend these and run it again.")
 
 
-def _find_tests() -> dict[str, sources.Place | str]:
+def _find_tests() -> dict[str, tables.Place | str]:
     """Return the place of each evaluation set, or the reason why it cannot be had."""
     import huggingface_hub
 
-    found: dict[str, sources.Place | str] = {}
+    found: dict[str, tables.Place | str] = {}
     away = False  # then nobody waits for it ten times
     for name, config, split in EVALUATION:
         title = f"{name} {config}" if name == "cais/mmlu" else name
         try:
-            found[title] = sources.place(name, config, split, hub=not away)
+            found[title] = tables.place(name, config, split, hub=not away)
         except UserError as error:
             found[title] = error.what
             away = away or (isinstance(error, Unavailable) and not huggingface_hub.is_offline_mode())
     return found
 
 
-def _key(recipe: Recipe, places: Sequence[Sequence[sources.Place]], tests: dict[str, sources.Place | str]) -> str:
+def _key(recipe: Recipe, places: Sequence[Sequence[tables.Place]], tests: dict[str, tables.Place | str]) -> str:
     """Return the name of the recipe's folder in the cache: another one for other data, settings or code."""
     chosen = asdict(recipe)
     settings = {name: chosen[name] for name in ("data", "system", "held_out", "decontaminate", "seed")}
-    code = [Path(module.__file__ or "") for module in (sys.modules[__name__], clean, overlap, sources, prompt, words)]
+    code = [
+        Path(module.__file__ or "")
+        for module in (sys.modules[__name__], clean, mix, overlap, sources, tables, prompt, words)
+    ]
     own = [*code, *sorted(knowledge.TOPICS.glob("*.jsonl"))]  # whose passages the dialogues show
     digests = [sha256(path) for path in own]
     states = [place.state() for each in places for place in each]
@@ -130,7 +133,7 @@ def _key(recipe: Recipe, places: Sequence[Sequence[sources.Place]], tests: dict[
 
 
 def _build(
-    recipe: Recipe, places: Sequence[Sequence[sources.Place]], tests: dict[str, sources.Place | str], folder: Path
+    recipe: Recipe, places: Sequence[Sequence[tables.Place]], tests: dict[str, tables.Place | str], folder: Path
 ) -> None:
     """Write train.arrow, held_out.arrow and report.json into `folder`, which appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +156,7 @@ def _build(
                 raise
 
 
-def _read_tests(tests: dict[str, sources.Place | str], texts: overlap.Texts) -> dict[str, dict[str, Any]]:
+def _read_tests(tests: dict[str, tables.Place | str], texts: overlap.Texts) -> dict[str, dict[str, Any]]:
     """Take the evaluation sets in; return for each how many questions it has, or why it is missing."""
     checked: dict[str, dict[str, Any]] = {}
     for name, place in tests.items():
@@ -161,7 +164,7 @@ def _read_tests(tests: dict[str, sources.Place | str], texts: overlap.Texts) -> 
         try:
             if isinstance(place, str):
                 raise UserError(place, "")
-            for _, row in sources.open_table(place).rows():
+            for _, row in tables.open_table(place).rows():
                 if isinstance(row, dict) and (place.name != sources.PUBMEDQA or sources.is_pubmedqa_test(row)):
                     checked[name]["questions"] += 1
                     texts.add_test(name, *sources.test_texts(row))
@@ -172,7 +175,7 @@ def _read_tests(tests: dict[str, sources.Place | str], texts: overlap.Texts) -> 
 
 
 def _read(
-    recipe: Recipe, places: Sequence[Sequence[sources.Place]], texts: overlap.Texts, path: Path
+    recipe: Recipe, places: Sequence[Sequence[tables.Place]], texts: overlap.Texts, path: Path
 ) -> tuple[mix.Rows, list[sources.Ledger]]:
     """Clean every source's rows into the Arrow file `path`; sources that cannot be read are reported together."""
     import pyarrow as pa
@@ -213,10 +216,10 @@ def _schema(*columns: str) -> Any:
     return pa.schema([(column, types[column]) for column in columns])
 
 
-def _progress(source: Source, place: sources.Place, ledger: sources.Ledger) -> Iterator[sources.Example]:
+def _progress(source: Source, place: tables.Place, ledger: sources.Ledger) -> Iterator[sources.Example]:
     from tqdm import tqdm
 
-    table = sources.open_table(place)
+    table = tables.open_table(place)
     name = " ".join(filter(None, (source.dataset, place.config)))
     examples = sources.examples(source, table, ledger)
     # disable=None: no bar where nobody looks
