@@ -1,8 +1,8 @@
-"""`python -m benchmarks.replies`: the replies to the 100 fixed questions, at default settings, for a person to judge.
+"""`python -m benchmarks.replies`: replies to the 100 fixed questions, at default settings, for a person to judge.
 
-Every question goes to the default adapter and to the bare base, with and without passages, through `medchat.chat.reply`.
-Writes benchmarks/results/replies.jsonl, one line a question and way; with `--judged FILE` it counts a judged copy of that
-file by way and kind instead.
+Every question goes to the default adapter and to the bare base, with and without passages, through
+`medchat.chat.reply`. Writes benchmarks/results/replies.jsonl, one line a question and way; with `--judged FILE` it
+counts a judged copy of that file by way and kind instead.
 """
 
 from __future__ import annotations

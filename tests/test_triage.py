@@ -29,9 +29,9 @@ BANK = Path(__file__).parent / "data" / "triage_bank.jsonl"
 PHRASES = Path(__file__).parent / "data" / "triage_phrases.jsonl"
 
 # What the test half of the bank gave, a little below: measured, not the aim. No fall behind it goes unseen.
-EMERGENCY_RECALL = 0.91
-CRISIS_RECALL = 0.83
-FALSE_ALARMS = 0.09
+EMERGENCY_RECALL = 0.93
+CRISIS_RECALL = 0.82
+FALSE_ALARMS = 0.08
 
 
 def phrases(level: str, flag: str | None = None) -> list[str]:
