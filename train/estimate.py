@@ -109,15 +109,10 @@ def read_base(recipe: Recipe) -> Base:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from medchat.engines.transformers import base_location, base_not_loaded
+    from medchat.engines.transformers import base_not_loaded
+    from train.sft import base_place
 
-    if recipe.base.startswith("runs/") and not Path(recipe.base).is_dir():
-        raise UserError(
-            f"The base {recipe.base!r} is the result of another run, and is not there yet.",
-            f"Type: python -m train sft {Path(recipe.base).name}",
-        )
-    named = f"{recipe.base}@{recipe.revision}" if recipe.revision else recipe.base
-    where, options = base_location(named)
+    named, where, options = base_place(recipe)
     try:  # a gated repository shows everybody its files and gives them to few: here it is found out
         config: Any = within(ACCESS_SECONDS, lambda: AutoConfig.from_pretrained(where, **options))
     except Exception as error:

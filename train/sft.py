@@ -99,15 +99,9 @@ def load_base(recipe: Recipe, *, weights: bool = True) -> tuple[Any, Any, Templa
     """
     from transformers import AutoTokenizer
 
-    from medchat.engines.transformers import base_location, base_not_loaded
+    from medchat.engines.transformers import base_not_loaded
 
-    if recipe.base.startswith("runs/") and not Path(recipe.base).is_dir():
-        raise UserError(
-            f"The base {recipe.base!r} is the result of another run, and is not there yet.",
-            f"Type: python -m train sft {Path(recipe.base).name}",
-        )
-    base = f"{recipe.base}@{recipe.revision}" if recipe.revision else recipe.base
-    where, options = base_location(base)
+    base, where, options = base_place(recipe)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
         model = _load_model(recipe, where, options) if weights else None
@@ -124,8 +118,21 @@ def load_base(recipe: Recipe, *, weights: bool = True) -> tuple[Any, Any, Templa
     return model, tokenizer, template
 
 
+def base_place(recipe: Recipe) -> tuple[str, str, dict[str, Any]]:
+    """Return the base's name with its revision, and what from_pretrained takes for it. Raises UserError."""
+    from medchat.engines.transformers import base_location
+
+    if recipe.base.startswith("runs/") and not Path(recipe.base).is_dir():
+        raise UserError(
+            f"The base {recipe.base!r} is the result of another run, and is not there yet.",
+            f"Type: python -m train sft {Path(recipe.base).name}",
+        )
+    base = f"{recipe.base}@{recipe.revision}" if recipe.revision else recipe.base
+    return base, *base_location(base)
+
+
 def base_template(recipe: Recipe, tokenizer: Any) -> Template:
-    """Return the recipe's named chat template, or the base's own; its end token becomes the tokenizer's."""
+    """Return the recipe's named chat template, or the base's own, with the token that ends a turn in it."""
     bos, eos = tokenizer.bos_token or "", tokenizer.eos_token
     if recipe.template:
         template = named_template(recipe.template, bos=bos, eos=eos)
