@@ -25,10 +25,8 @@ def page(browser, page_url):
 def test_the_real_app_answers(browser, app_url):
     with opened(browser, app_url) as page:
         expect(page.locator("#status")).to_contain_text("medchat on SmolLM2-135M-Instruct")
-        page.get_by_role("button", name="Fine control").click()
-        page.get_by_label("number input for Longest answer").fill("24")
         send(page, "How can I sleep better?")
-        expect(page.locator("#chat .facts summary")).to_contain_text("24 tokens", timeout=90_000)
+        expect(page.locator("#chat .facts summary")).to_contain_text(re.compile(r"\d+ tokens"), timeout=90_000)
         expect(replies(page).last.locator(".prose").first).to_contain_text(re.compile(r"\w+ \w+"))
 
 

@@ -76,6 +76,7 @@ def test_both_stream_at_once_and_stop_ends_both(page, scripted):
         expect(page.locator(f"#answer-{side}")).to_contain_text("goes", ignore_case=True)
     page.keyboard.press("Escape")
     assert wait_until(lambda: scripted.computing == 0)
+    expect(page.locator("#compare-status")).to_contain_text("Stopped")
     compare(page)
 
 

@@ -84,7 +84,8 @@ class Base:
         """Return how many parameters the recipe trains."""
         if recipe.method == "full":
             return self.parameters
-        shapes = itertools.chain(*(self.linear.get(kind, []) for kind in self._targets(recipe)))
+        top = recipe.lora.top_layers or self.layers
+        shapes = itertools.chain(*(self.linear.get(kind, [])[-top:] for kind in self._targets(recipe)))
         return recipe.lora.r * sum(inputs + outputs for inputs, outputs in shapes)
 
     def misfits(self, recipe: Recipe) -> list[str]:

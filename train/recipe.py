@@ -44,6 +44,7 @@ class Lora:
     alpha: int = 32
     dropout: float = 0.0
     targets: str | list[str] = "all-linear"
+    top_layers: int | None = None  # adapt only the last so many layers: the others need no backward pass; None: all
     # Share of the trained update that is kept, between base (0) and fine-tuned model (1): WiSE-FT, arXiv:2109.01903.
     strength: float = 1.0
 
@@ -225,6 +226,7 @@ def _impossible(recipe: Recipe) -> list[str]:
         (bool(recipe.data), "data names no source"),
         (recipe.held_out >= 0 and not (share and recipe.held_out >= 1), "held_out is a count, or a share below 1.0"),
         (lora.r >= 1 and lora.alpha >= 1, "lora.r and lora.alpha must be at least 1"),
+        (lora.top_layers is None or lora.top_layers >= 1, "lora.top_layers must be at least 1"),
         (0 < lora.strength <= 1, "lora.strength must be above 0 and at most 1"),
         (0 <= lora.dropout < 1, "lora.dropout must be at least 0 and below 1"),
         (recipe.method != "full" or lora == Lora(), "method: full trains every weight, so `lora` has no effect"),

@@ -17,7 +17,7 @@ from medchat.errors import UserError
 from medchat.prompt import Message, Template, named_template
 from train import data
 from train.check import for_cpu
-from train.recipe import Recipe
+from train.recipe import Lora, Recipe
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports home unless told not to
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -268,7 +268,7 @@ def build_trainer(recipe: Recipe, model: Any, tokenizer: Any, train_set: Any, he
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.targets,
+        **_adapted(lora, model),
     )
     interrupt = SaveOnInterrupt()
     callbacks = [Progress(), interrupt]
@@ -288,6 +288,20 @@ def build_trainer(recipe: Recipe, model: Any, tokenizer: Any, train_set: Any, he
     if cpu and recipe.method == "lora":
         kernels.use_fused_lora(trainer.model)
     return trainer
+
+
+def _adapted(lora: Lora, model: Any) -> dict[str, Any]:
+    """Return which matrices get an adapter, as LoraConfig takes it."""
+    if lora.top_layers is None:
+        return {"target_modules": lora.targets}
+    import torch
+
+    targets = [lora.targets] if isinstance(lora.targets, str) else lora.targets
+    if lora.targets == "all-linear":  # PEFT takes layers only for matrices that are named
+        layer = model.get_decoder().layers[0].named_modules()
+        targets = sorted(name.rpartition(".")[2] for name, module in layer if isinstance(module, torch.nn.Linear))
+    depth = model.config.num_hidden_layers
+    return {"target_modules": targets, "layers_to_transform": list(range(max(0, depth - lora.top_layers), depth))}
 
 
 def _arguments(recipe: Recipe, *, evaluate: bool) -> Any:
