@@ -189,7 +189,7 @@ def train() -> dict:
     # in a few words an exact phrase of the rules is all there is to judge by
     short = np.array([len(item["heard"].words) <= SHORT for item in items])
     weighed = unseen | short
-    near = unseen & original & (levels == "none")
+    near = unseen & original & (levels == "none") & np.array([item.get("kind") != "ordinary" for item in items])
     scores = np.zeros(targets.shape)
     for k in range(FOLDS):
         judge = fit_judge(seen, targets, weighed & (fold != k), near & (fold != k))
