@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -20,6 +21,9 @@ SYSTEM = (
 )
 
 TEMPLATES = Path(__file__).parent.parent / "assets" / "templates"
+
+# Where special tokens begin; a tokenizer finds them anywhere in a text. A space behind the "<" breaks them.
+SPECIAL = re.compile(r"<(?=\||/?s>)")
 
 # Llama 3.2's template writes today's date into the prompt. A fixed date keeps training, serving and the cache alike;
 # it is the template's own default.
@@ -40,11 +44,12 @@ class Template:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Return the prompt text of `messages`, the same as `tokenizer.apply_chat_template(tokenize=False)`.
 
+        But for one thing: "<|im_end|>" and its like within a message stay text there, so nobody can end a turn by typing.
         Raises ValueError when the template refuses the messages (a role that it does not know, for example).
         """
         try:
             return _compile(self.source).render(
-                messages=messages,
+                messages=plain(messages),
                 add_generation_prompt=add_generation_prompt,
                 bos_token=self.bos,
                 eos_token=self.eos,
@@ -73,6 +78,11 @@ class Template:
                 raise ValueError("This chat template rewrites earlier turns, so its answers cannot be located.")
             spans.append((len(prompt), end))
         return text, spans
+
+
+def plain(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages with the special tokens that are typed in them broken."""
+    return [{**message, "content": SPECIAL.sub("< ", message["content"])} for message in messages]
 
 
 def named_template(name: str, *, bos: str, eos: str) -> Template:

@@ -1,10 +1,13 @@
 """The dialogues of assets/corpus: `python -m train.corpus` prints their figures and everything wrong with them.
 
-assets/corpus/GUIDE.md says how a dialogue is written; this module holds what of it a program can check.
+assets/corpus/GUIDE.md says how a dialogue is written; this module holds what of it a program can check. With
+`--outside lavita/MedQuAD qiaojin/PubMedQA:pqa_labeled` it prints the longest run of words that an answer shares with
+each of those data sets.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -288,11 +291,37 @@ def figures(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def outside_texts(name: str) -> Iterator[str]:
+    """Yield every text of a Hub data set, "ORG/NAME[:CONFIG][@SPLIT]", else its train split. Raises UserError."""
+    from train.tables import open_table, place
+
+    where, _, split = name.partition("@")
+    dataset, _, config = where.partition(":")
+    for _, row in open_table(place(dataset, config or None, split or "train")).rows():
+        if isinstance(row, dict):
+            yield from _texts(row)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
 def main() -> None:
     """Print the figures of the corpus and its problems; exit 1 when there are any."""
     from medchat.knowledge import TOPICS
 
-    rows = read(Path(sys.argv[1])) if len(sys.argv) > 1 else read()
+    parser = argparse.ArgumentParser(prog="python -m train.corpus")
+    parser.add_argument("file", nargs="?", type=Path, default=DIALOGUES)
+    parser.add_argument("--outside", nargs="+", default=[], metavar="DATASET[:CONFIG][@SPLIT]", help="compare with these")
+    arguments = parser.parse_args()
+    rows = read(arguments.file)
+    for name in arguments.outside:
+        longest = longest_overlap([answers_of(row) for row in rows], outside_texts(name))
+        print(f"{name}: {len(longest.split())} words {longest!r}", flush=True)
     print(figures(rows))
     found = corpus_problems(rows, open_knowledge(), medicine_names(TOPICS))
     print("\n".join(found) or "no problem found")

@@ -20,7 +20,7 @@ from huggingface_hub.errors import InferenceTimeoutError, OverloadedError, TextG
 from medchat.adapters import Adapter
 from medchat.engines import Delta, EngineError, Sampling, Stats
 from medchat.errors import Unavailable, UserError
-from medchat.prompt import Message
+from medchat.prompt import Message, plain
 
 SLOTS = 16  # such servers batch; each conversation costs one connection and one waiting thread here
 CONTEXT = 4096  # where the server does not say
@@ -103,7 +103,7 @@ class RemoteEngine:
 
         def receive() -> None:
             try:
-                asyncio.run(_until(cancel, self._receive(model, messages, sampling, answers.put)))
+                asyncio.run(_until(cancel, self._receive(model, plain(messages), sampling, answers.put)))
             except Exception as error:  # must reach the consumer, who would wait for ever
                 answers.put(error)
             answers.put(None)
