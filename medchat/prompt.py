@@ -44,7 +44,8 @@ class Template:
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """Return the prompt text of `messages`, the same as `tokenizer.apply_chat_template(tokenize=False)`.
 
-        But for one thing: "<|im_end|>" and its like within a message stay text there, so nobody can end a turn by typing.
+        But "<|im_end|>" and its like within a message stay text there: nobody can end a turn by typing.
+
         Raises ValueError when the template refuses the messages (a role that it does not know, for example).
         """
         try:
