@@ -11,7 +11,9 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 def main() -> int:
     from medchat.engines import open_engine
     from medchat.errors import UserError
+    from medchat.feedback import open_dataset
     from medchat.knowledge import open_knowledge
+    from medchat.seal import open_seal
     from medchat.settings import read_settings
 
     settings = read_settings()
@@ -28,7 +30,9 @@ def main() -> int:
 
     if notice:
         print(notice, file=sys.stderr)
-    demo = build_demo(engine, knowledge, notice)
+    dataset = open_dataset(settings.feedback_dataset)
+    seal = open_seal(settings.secret, on_space=settings.on_space)
+    demo = build_demo(engine, knowledge, notice, dataset=dataset, seal=seal)
     demo.launch(server_name=settings.host, server_port=settings.port, share=settings.share, **launch_options())
     return 0
 

@@ -1,8 +1,32 @@
 // Small things that the page needs beyond Gradio: keys, roles and labels, citations, copies with the disclaimer.
 (() => {
+  // The page's language is the browser's first, where we have it (medchat/ui/language.py does the same).
+  const asked = navigator.language.split("-")[0].toLowerCase();
+  const language = asked in window.medchatWords ? asked : "en";
+  const words = window.medchatWords[language];
+  window.medchatLanguage = language;
+  if (document.documentElement.lang.split("-")[0] !== language) document.documentElement.lang = language;
+  document.documentElement.dir = language === "ar" ? "rtl" : "ltr";
+  document.documentElement.style.setProperty("--ai", JSON.stringify(words.name));
+
   const DISCLAIMER = () => document.querySelector("#disclaimer")?.innerText.trim() ?? "";
   const visible = (element) => element && element.offsetParent !== null;
   const find = (selector) => [...document.querySelectorAll(selector)].find(visible);
+
+  // Where the browser refuses storage, Gradio's own components would fail on it: they get a memory of this tab.
+  class Memory {
+    getItem(key) { return Object.hasOwn(this, key) ? this[key] : null; }
+    setItem(key, value) { this[key] = String(value); }
+    removeItem(key) { delete this[key]; }
+  }
+  for (const name of ["localStorage", "sessionStorage"]) {
+    try {
+      window[name].getItem("medchat");
+    } catch {
+      window.medchatBlocked = true;
+      Object.defineProperty(window, name, { value: new Memory() });
+    }
+  }
 
   document.addEventListener("keydown", (event) => {
     const typing = event.target.closest?.("input:not([type=radio]):not([type=checkbox]), textarea, [contenteditable]");
@@ -28,7 +52,7 @@
   const rowText = (row) => [...row.querySelectorAll(".message-content")].map(textOf).filter(Boolean).join("\n\n");
   const conversation = () =>
     [...document.querySelectorAll("#chat .message-row")]
-      .map((row) => (row.classList.contains("user-row") ? "You:\n" : "MedChat (AI, not a doctor):\n") + rowText(row))
+      .map((row) => (row.classList.contains("user-row") ? words.you : words.medchat) + ":\n" + rowText(row))
       .concat(DISCLAIMER()).join("\n\n");
   window.medchatConversation = conversation;
 
@@ -36,11 +60,11 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("#chat button");
     const label = button?.getAttribute("aria-label") ?? "";
-    if (!label.startsWith("Copy")) return;
+    if (![words["chatbot.copy_message"], words.copy_all].includes(label)) return;
     event.stopImmediatePropagation();
     event.preventDefault();
     let text = conversation();
-    if (label === "Copy message") {
+    if (label !== words.copy_all) {
       const row = button.closest(".message-buttons, [class*=message-buttons]").previousElementSibling;
       text = rowText(row) + (row.classList.contains("bot-row") ? "\n\n" + DISCLAIMER() : "");
     }
@@ -89,30 +113,40 @@
         link.href = "#sources";
         link.dataset.number = number === "?" ? 0 : number;
         link.textContent = part;
-        link.title = number === "?" ? "No passage supports this sentence" : `Passage ${number}`;
-        link.setAttribute("aria-label", number === "?" ? "No passage supports this sentence" : `Passage ${number}`);
+        link.title = number === "?" ? words.unsupported : words.passage.replace("{number}", number);
+        link.setAttribute("aria-label", link.title);
         return link;
       }));
     }
   };
 
+  // Labels that Gradio has in English only, and those of its thumbs.
+  const ENGLISH = { "Copy conversation": words.copy_all, Liked: words.liked, Disliked: words.disliked };
+  const THUMBS = [words["chatbot.like"], words["chatbot.dislike"], words.liked, words.disliked];
   const set = (element, name, value) => element && element.getAttribute(name) !== value && element.setAttribute(name, value);
   const tend = () => {
+    // Gradio writes dir="ltr" on each of its parts.
+    if (language === "ar") document.querySelectorAll(".gradio-container [dir=ltr]").forEach((e) => set(e, "dir", e.matches("textarea, input") ? "auto" : "rtl"));
     // A log that is rewritten word by word is not for reading aloud: the status line and the cards are.
     document.querySelectorAll("#chat [role=log]").forEach((log) => { set(log, "aria-live", "off"); set(log, "tabindex", "0"); });
     document.querySelectorAll("#status, #compare-status").forEach((e) => set(e, "role", "status"));
     document.querySelectorAll("#tally, #added, #proof").forEach((e) => set(e, "aria-live", "polite"));
-    document.querySelectorAll(".submit-button").forEach((b) => b.innerText.trim() || set(b, "aria-label", "Send"));
-    document.querySelectorAll(".stop-button").forEach((b) => set(b, "aria-label", "Stop"));
+    document.querySelectorAll(".submit-button").forEach((b) => b.innerText.trim() || set(b, "aria-label", words.send));
+    document.querySelectorAll(".stop-button").forEach((b) => set(b, "aria-label", words.stop));
     // One name for each group of radio buttons, so that the arrow keys go from one to the next.
     document.querySelectorAll("fieldset").forEach((group, i) => {
       set(group, "role", "radiogroup");
-      set(group, "aria-label", group.querySelector("[data-testid=block-info]")?.innerText.trim() || "Choices");
+      set(group, "aria-label", group.querySelector("[data-testid=block-info]")?.innerText.trim() || words.choices);
       group.querySelectorAll("input[type=radio]").forEach((radio) => set(radio, "name", `group-${i}`));
     });
-    document.querySelectorAll("#chat .message-content .prose > *").forEach((e) => set(e, "dir", "auto"));
+    document.querySelectorAll("#chat .message-content .prose > :not(details), .card > *").forEach((e) => set(e, "dir", "auto"));
+    document.querySelectorAll("#chat button[aria-label]").forEach((button) => {
+      const label = button.getAttribute("aria-label");
+      if (label in ENGLISH) { set(button, "aria-label", ENGLISH[label]); set(button, "title", ENGLISH[label]); }
+      if (THUMBS.includes(button.getAttribute("aria-label"))) set(button, "data-thumb", "");
+    });
     document.querySelectorAll("#chat [data-testid=user], #chat [data-testid=bot]").forEach((e) => e.removeAttribute("aria-label"));
-    document.querySelectorAll("#chat .edit-textarea, #chat .message textarea").forEach((t) => set(t, "aria-label", "Edit your message"));
+    document.querySelectorAll("#chat .edit-textarea, #chat .message textarea").forEach((t) => set(t, "aria-label", words.edit));
     document.querySelectorAll("#chat .bot-row .message-content .prose").forEach(cite);
   };
   let due = false;

@@ -72,6 +72,7 @@ def measure(way: str) -> dict[str, float]:
         tokens = sum(len(row["input_ids"]) for row in train_set)
         return {
             "tokens": tokens,
+            "learned tokens": sum(label != -100 for row in train_set for label in row["labels"]),
             "seconds": seconds,
             "tokens/s": tokens / seconds,
             "held out before": before,
@@ -106,7 +107,7 @@ def by_trl(chosen: Any, model: Any, tokenizer: Any, train_set: Any, rows: Any, f
         bf16=False,  # its default, which a CPU refuses
         use_cpu=True,
     )
-    trainer = SFTTrainer(model, arguments, train_dataset=pairs, processing_class=tokenizer, peft_config=lora(chosen))
+    trainer = SFTTrainer(model, arguments, train_dataset=pairs, processing_class=tokenizer, peft_config=lora(chosen, model))
     started = time.perf_counter()
     trainer.train()
     return trainer.model, time.perf_counter() - started
@@ -119,7 +120,7 @@ def by_loop(chosen: Any, model: Any, tokenizer: Any, train_set: Any, rows: Any, 
     from transformers import DataCollatorForLanguageModeling
 
     torch.manual_seed(chosen.seed)
-    model = get_peft_model(model, lora(chosen)).train()
+    model = get_peft_model(model, lora(chosen, model)).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=chosen.sft.learning_rate)
     collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     loader = torch.utils.data.DataLoader(
@@ -133,11 +134,11 @@ def by_loop(chosen: Any, model: Any, tokenizer: Any, train_set: Any, rows: Any, 
     return model, time.perf_counter() - started
 
 
-def lora(chosen: Any) -> Any:
+def lora(chosen: Any, model: Any) -> Any:
     from peft import LoraConfig
 
     own = chosen.lora
-    return LoraConfig(task_type="CAUSAL_LM", r=own.r, lora_alpha=own.alpha, target_modules=own.targets)
+    return LoraConfig(task_type="CAUSAL_LM", r=own.r, lora_alpha=own.alpha, **sft.adapted(own, model))
 
 
 def held_out(model: Any, rows: Any) -> float:

@@ -56,17 +56,18 @@ def reply(
     knowledge: Knowledge | None = None,
     cancel: Event | None = None,
     region: str | None = None,
+    language: str | None = None,
     system: str = "",
 ) -> Iterator[Reply]:
     """Yield the answer to `message` after `history`, piece by piece; a card against danger comes first.
 
     `adapter` is a name of `engine.adapters`, "" the first of them, "base" none. In a crisis the card is the answer, and
     no model runs; nor for a request for help with harm, which gets a sentence of medchat.refusal. `region` chooses the
-    numbers on the card (triage.REGIONS); `system`, where given, takes the place of the system prompt. Raises ChatError
-    with a sentence for the visitor before anything is computed, and EngineError when the engine fails, unless a card
-    stands already.
+    numbers on the card (triage.REGIONS), `language` its language beside that of the message; `system`, where given,
+    takes the place of the system prompt. Raises ChatError with a sentence for the visitor before anything is computed,
+    and EngineError when the engine fails, unless a card stands already.
     """
-    assessment = assess(message, history, region)
+    assessment = assess(message, history, region, language)
     if assessment.level == "crisis":
         yield Reply(Delta("", "stop"), assessment, final="")
         return
@@ -102,11 +103,12 @@ def system_prompt(engine: Engine, name: str) -> str:
     return (engine.adapters[name].system if name else None) or prompt.SYSTEM
 
 
-def assess(message: object, history: object, region: str | None = None) -> Assessment:
+def assess(message: object, history: object, region: str | None = None, language: str | None = None) -> Assessment:
     """Return triage.check() of what the visitor wrote; what is not a message is passed over, so it never fails."""
     turns = [turn for turn in history if isinstance(turn, dict)] if isinstance(history, (list, tuple)) else []
     said = [turn.get("content") for turn in turns if turn.get("role") == "user"] + [message]
-    return triage.check([{"role": "user", "content": text} for text in said if isinstance(text, str)], region=region)
+    told = [{"role": "user", "content": text} for text in said if isinstance(text, str)]
+    return triage.check(told, region=region, language=language)
 
 
 def passages_for(knowledge: Knowledge, question: str, history: Sequence[Message]) -> list[Passage]:

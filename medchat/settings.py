@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 ENGINES = ("auto", "llama_cpp", "transformers", "remote")
 QUANTS = ("auto", "4bit", "none")
+SHORTEST_SECRET = 16  # characters
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,11 @@ class Settings:
     api_key: str | None = field(repr=False)
     adapters: tuple[str, ...]
     knowledge: str
+    feedback_dataset: str
     share: bool
     on_space: bool
     zero_gpu: bool
+    secret: str | None = field(default=None, repr=False)
 
 
 def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -85,6 +88,12 @@ def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
         help="passages that answers rest on: our topics, MedQuAD from the Hub, none, or a folder of your own texts "
         "(Markdown, plain text, PDF)",
     )
+    parser.add_argument(
+        "--feedback-dataset",
+        default=env.get("feedback_dataset", ""),
+        metavar="ORG/NAME",
+        help="private dataset on the Hub that gets a copy of the feedback, written with HF_TOKEN (default: none)",
+    )
     parser.add_argument("--share", action="store_true", default=env.get("share") == "1", help="open a public link")
     arguments = parser.parse_args(argv)
     # Not argparse's own `choices`: they let through what comes from the environment.
@@ -97,6 +106,12 @@ def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
         f"{what} {value!r} is none of {', '.join(names)}." for what, value, names in limited if value not in names
     ]:
         parser.error(" ".join(wrong))
+    secret = env.get("secret", "").strip()  # no flag, like the key
+    if 0 < len(secret) < SHORTEST_SECRET:
+        parser.error(
+            f"MEDCHAT_SECRET has {len(secret)} characters; at least {SHORTEST_SECRET} are needed. "
+            "Type: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        )
     adapters = arguments.adapter or [name.strip() for name in env.get("adapter", "").split(",") if name.strip()]
     return Settings(
         host=arguments.host,
@@ -108,9 +123,11 @@ def read_settings(argv: Sequence[str] | None = None, environ: Mapping[str, str] 
         api_key=env.get("api_key", "").strip() or None,  # no flag: every user of a machine can read those
         adapters=tuple(dict.fromkeys(adapters)),
         knowledge=arguments.knowledge,
+        feedback_dataset=arguments.feedback_dataset,
         share=arguments.share,
         on_space=bool(environ.get("SPACE_ID")),
         zero_gpu=bool(environ.get("SPACES_ZERO_GPU")),
+        secret=secret or None,
     )
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from medchat import second_opinion
 from medchat.second_opinion import Heard
@@ -52,11 +52,14 @@ class Assessment:
     message: str
 
 
-def check(messages: Sequence[Mapping[str, str]] | str, *, region: str | None = None) -> Assessment:
+def check(
+    messages: Sequence[Mapping[str, str]] | str, *, region: str | None = None, language: str | None = None
+) -> Assessment:
     """Return the emergency or crisis that the user's turns describe, and the card with what to do now.
 
     `messages` is a text or [{"role", "content"}]; only user turns are read, and none can withdraw another's flag.
     `region` is one of REGIONS; anything else gets lines of several countries. Recognises six languages (LANGUAGES).
+    `language` is what the reader prefers: a card on a text in English comes in it first, and in English below.
 
     Does NOT cover: pictures, sound, other languages, illness that is urgent but no emergency, dangers told without
     any of the signs in assets/triage, or whether what is told is true. Silence is no reassurance.
@@ -73,7 +76,7 @@ def check(messages: Sequence[Mapping[str, str]] | str, *, region: str | None = N
         return Assessment("none", (), "")
     labels = tables().labels
     ids = [flag for flag in labels if flag in found]
-    return Assessment(level, tuple(Flag(i, labels[i]) for i in ids), card(level, ids, found, region))
+    return Assessment(level, tuple(Flag(i, labels[i]) for i in ids), card(level, ids, found, region, language))
 
 
 def level_of(flags: Iterable[str]) -> Level:
@@ -104,16 +107,28 @@ def judged(flags: Mapping[str, str], heard: Heard) -> dict[str, str]:
     return kept
 
 
-def card(level: Level, ids: Sequence[str], languages: Mapping[str, str], region: str | None) -> str:
-    """Return the card (Markdown, 60 to 120 words) in the language in which most flags of its level were recognised."""
+def card(level: Level, ids: Sequence[str], languages: Mapping[str, str], region: str | None, reader: str | None) -> str:
+    """Return the card (Markdown, 60 to 120 words) in the language in which most flags of its level were recognised.
+
+    People write English to a page that answers in English. So where that is the language, what they read comes first.
+    """
     texts = json.loads((TABLES / "cards.json").read_text(encoding="utf-8"))
     deciding = [flag for flag in ids if level == "emergency" or flag in CRISES]
-    language = Counter(languages[flag] for flag in deciding).most_common(1)[0][0]
+    told = Counter(languages[flag] for flag in deciding).most_common(1)[0][0]
+    chosen = [reader, told] if told == "en" and reader in texts.keys() - {"numbers", "en"} else [told]
+    return "\n\n---\n\n".join(card_in(str(language), texts, level, ids, region) for language in chosen)
+
+
+def card_in(language: str, texts: dict[str, Any], level: Level, ids: Sequence[str], region: str | None) -> str:
+    """Return the card in one language of assets/triage/cards.json, which `texts` holds."""
     urgent = [flag for flag in ids if flag not in CRISES]
-    numbers = {kind: by_region.get(region, by_region[""]) for kind, by_region in texts["numbers"].items()}
+    text, own = texts[language][level], texts[language].get("numbers", {})
+    numbers = {}
+    for kind, everywhere in texts["numbers"].items():
+        by_region = everywhere | own.get(kind, {})
+        numbers[kind] = by_region.get(region, by_region[""])
     first = next((tables().first[flag] for flag in urgent if flag in tables().first), "")
     labels = "; ".join(tables().labels[flag] for flag in urgent[:3])
-    text = texts[language][level]
     if level == "crisis" and urgent:
         # the emergency number moves from its line among the others to the top
         title, rest = "\n".join(line for line in text.split("\n") if "{emergency}" not in line).split("\n\n", 1)

@@ -1,15 +1,14 @@
-"""Votes of the Compare tab: one small SQLite file, which `python -m train` or any other tool can read."""
+"""Votes of the Compare tab, in the database of medchat.database; `python -m train feedback` learns from them."""
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
-from medchat.files import cache_dir
+from medchat.database import default_path, opened
+from medchat.scrub import scrub_all
 
 CHOICES = ("a", "b", "both good", "both bad")
 
@@ -19,7 +18,7 @@ class Vote:
     """One judgement: which of two answers to a question was better.
 
     `adapter_a` and `adapter_b` are names, "base" for none; `choice` is one of CHOICES. Question and answers are ""
-    unless the visitor allowed them to be kept.
+    unless the visitor allowed them to be kept; then `conversation` is the number by which they can be deleted.
     """
 
     base: str
@@ -31,20 +30,21 @@ class Vote:
     question: str = ""
     answer_a: str = ""
     answer_b: str = ""
-
-
-def default_path() -> Path:
-    """Return where votes are kept: votes.sqlite in the user's cache folder."""
-    return cache_dir() / "votes.sqlite"
+    conversation: str = ""
 
 
 def add(vote: Vote, path: Path | None = None) -> None:
-    """Store a vote. Raises ValueError for another choice than CHOICES, sqlite3.Error when it cannot be written."""
+    """Store a vote, its texts scrubbed.
+
+    Raises ValueError for another choice than CHOICES, sqlite3.Error when it cannot be written.
+    """
     if vote.choice not in CHOICES:
         raise ValueError(f"{vote.choice!r} is none of {', '.join(CHOICES)}")
+    question, answer_a, answer_b = scrub_all([vote.question, vote.answer_a, vote.answer_b])
+    vote = replace(vote, question=question, answer_a=answer_a, answer_b=answer_b)
     names = ", ".join(["time", *(field.name for field in fields(Vote))])
     marks = ", ".join("?" * (len(fields(Vote)) + 1))
-    with _open(path or default_path()) as database:
+    with opened(path or default_path()) as database:
         database.execute(f"INSERT INTO votes ({names}) VALUES ({marks})", (time.time(), *astuple(vote)))
 
 
@@ -53,7 +53,7 @@ def tally(path: Path | None = None) -> dict[str, int]:
     path = path or default_path()
     if not path.is_file():
         return {}
-    with _open(path) as database:
+    with opened(path) as database:
         rows = database.execute(
             "SELECT CASE choice WHEN 'a' THEN adapter_a ELSE adapter_b END AS winner, COUNT(*) FROM votes "
             "WHERE choice IN ('a', 'b') GROUP BY winner ORDER BY 2 DESC"
@@ -61,16 +61,8 @@ def tally(path: Path | None = None) -> dict[str, int]:
         return dict(rows.fetchall())
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[sqlite3.Connection]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    database = sqlite3.connect(path, timeout=5)
-    try:
-        with database:
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS votes (time REAL, base TEXT, adapter_a TEXT, adapter_b TEXT, choice TEXT, "
-                "blind INTEGER, seed INTEGER, question TEXT, answer_a TEXT, answer_b TEXT)"
-            )
-            yield database
-    finally:
-        database.close()
+def rows(path: Path) -> Iterator[Vote]:
+    """Yield the votes, oldest first, one at a time. Raises sqlite3.Error when they cannot be read."""
+    with opened(path) as database:
+        for values in database.execute(f"SELECT {', '.join(f.name for f in fields(Vote))} FROM votes ORDER BY rowid"):
+            yield Vote(*values)

@@ -18,14 +18,20 @@ LOOKS = [(size, scheme) for size in SIZES for scheme in ("light", "dark")]
 
 @contextmanager
 def opened(
-    browser: Any, url: str, size: str = "desktop", scheme: str = "light", *, agree: bool = True
+    browser: Any,
+    url: str,
+    size: str = "desktop",
+    scheme: str = "light",
+    *,
+    agree: bool = True,
+    locale: str = "en-GB",
 ) -> Iterator[Any]:
     """Open the page as a new visitor, who accepts the note unless `agree` is false."""
     context = browser.new_context(
         viewport=SIZES[size],
         color_scheme=scheme,
         reduced_motion="reduce",  # no finding of axe in the middle of a transition
-        locale="en-GB",
+        locale=locale,
         permissions=["clipboard-read", "clipboard-write"],
     )
     page = context.new_page()

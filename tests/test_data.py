@@ -311,6 +311,9 @@ def test_pubmedqas_official_test_questions_never_pass(tmp_path):
     assert ["Does 77 help?" in m[0][1] for m in turns(mixture.train)] == [True]
     assert mixture.report["sources"][0]["left"] == {"PubMedQA test question": 3}
     assert mixture.report["checks"]["PubMedQA test questions"] == 0
+    columns = {"user": "question", "assistant": "long_answer"}
+    own = made({"dataset": "qiaojin/PubMedQA", "config": "pqa_labeled", "columns": columns})
+    assert [m[0][1] for m in turns(own.train)] == ["Does 77 help?"]
 
 
 def test_every_source_of_every_recipe_can_be_read():

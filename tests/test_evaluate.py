@@ -261,6 +261,23 @@ def test_nll_is_the_loss_over_the_learned_tokens(chat):
         assert nats[n] / tokens[n] == pytest.approx(loss, abs=1e-4)
 
 
+def test_the_end_of_a_turn_is_the_one_of_the_template_that_was_trained_on(tiny, tmp_path):
+    from medchat import adapters
+    from tests.test_export import copy_with
+    from tests.tiny import make_tokenizer
+    from train import recipe
+
+    folder = copy_with(tiny / "adapter", tmp_path / "adapter")
+    (folder / "recipe.yaml").write_text(recipe.load("embedded", ["template=llama-3"]).to_yaml())
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot_id|>"]})
+    template = evaluate._template(adapters.open_adapter(str(folder)), None, tokenizer)
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Rest."}]
+    text, ((start, end),) = template.learned_spans(turns)
+    assert text[start:end] == "Rest.<|eot_id|>"
+
+
 def test_replies_in_a_batch_are_those_given_alone(chat):
     questions = ["What helps?", "What are the signs of a migraine, and when should I see a doctor about them?", "Hello"]
     prompts = [[{"role": "user", "content": question}] for question in questions]

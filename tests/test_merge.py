@@ -14,7 +14,7 @@ from medchat import adapters
 from medchat.errors import UserError
 from tests.test_export import copy_with
 from train import recipe
-from train.merge import QUESTIONS, merge, new_folder
+from train.merge import QUESTIONS, base_of, merge, new_folder
 
 needs_4bit = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="needs bitsandbytes")
 
@@ -112,6 +112,14 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         work()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_recipe_names_the_base_where_the_adapter_does_not(tiny: Path, tmp_path: Path) -> None:
+    folder = copy_with(tiny / "adapter", tmp_path / "adapter", base_model_name_or_path=None)
+    (folder / "recipe.yaml").write_text(recipe.load("embedded", ["base=clinic/small"]).to_yaml())
+    adapter = adapters.open_adapter(str(folder))
+    assert base_of(adapter) == "clinic/small"
+    assert base_of(adapter, "clinic/other") == "clinic/other"
 
 
 def test_what_cannot_be_merged(trained: Path, tiny: Path, tmp_path: Path) -> None:

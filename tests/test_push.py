@@ -105,7 +105,10 @@ def trained(tmp_path: Path) -> Path:
     report = {
         "sources": [{"dataset": "/home/someone/own.csv", **counts, **why}],
         "total": {**counts, **why},
-        "evaluation sets": {"pubmedqa": {"questions": 500, "rows removed": 3}},
+        "evaluation sets": {
+            "pubmedqa": {"questions": 500, "rows removed": 3},
+            "medqa": {"missing": "The mirror's copy in /home/someone/hub has no test split, only train."},
+        },
         "checks": {"groups on both sides of the split": 0},
     }
     (folder / "data_report.json").write_text(json.dumps(report))
@@ -138,7 +141,9 @@ def test_published_and_served(trained: Path, tmp_path: Path) -> None:
 
         found = ModelCard(files["README.md"].decode())
         facts: Any = found.data
-        assert (facts.base_model, facts.license, facts.datasets) == (embedded.ORIGINAL, "cc-by-4.0", ["lavita/MedQuAD"])
+        assert (facts.base_model, facts.license) == (embedded.ORIGINAL, "cc-by-4.0")
+        shipped = [source.dataset for source in recipe.load("embedded").data]
+        assert facts.datasets == [name for name in shipped if not name.startswith("assets/")]
         assert {(one.task_name, one.metric_value) for one in facts.eval_results} == {
             ("pubmedqa", 0.52),
             ("nll", 1.9),
@@ -149,6 +154,7 @@ def test_published_and_served(trained: Path, tmp_path: Path) -> None:
             "| 0.510 [0.470, 0.550] | 0.520 [0.480, 0.560] | +0.010 [-0.020, +0.040] | 0.552 |",
             "| own.csv | 16,407 | 1,800 | 200 | overlaps pubmedqa 3 |",
             "Free of the questions of: pubmedqa (500)",
+            "NOT checked against medqa: it was not at hand",
             "python -m train evaluate --adapter clinic/med --tasks pubmedqa,nll --limit 500",
         ]:
             assert sentence in found.text
@@ -236,8 +242,9 @@ def test_what_is_refused_before_the_hub(trained: Path, tmp_path: Path) -> None:
     for content, sentence in [
         (
             results(trained, adapter_sha256="0" * 64),
-            "is about another adapter (SHA-256 000000000000..., this one has 12b6",
+            f"is about another adapter (SHA-256 000000000000..., this one has {good['adapter_sha256'][:12]}",
         ),
+        (results(trained, base="clinic/small"), "was measured on the base clinic/small, and it was trained on Hugging"),
         (results(trained, paired=WORSE), "The adapter is worse than its base: pubmedqa accuracy -0.0500"),
         (results(trained, paired={}), "compares the adapter with its base on no task, or not on all"),
         (results(trained, tasks={}), "compares the adapter with its base on no task, or not on all"),
@@ -269,6 +276,23 @@ def test_an_adapter_of_another_tool_is_told_all_at_once(trained: Path) -> None:
     snapshot = "/home/someone/.cache/huggingface/hub/models--clinic--base/snapshots/0123"
     (trained / adapters.CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": snapshot}))
     assert "records its base" not in refusal(trained)
+
+
+def test_the_card_of_a_branch_names_it_in_every_command(trained: Path) -> None:
+    adapter, made = adapters.open_adapter(str(trained)), recipe.load("embedded")
+    found = results(trained, seed=3)
+    found["tasks"]["forgetting"] = {"nll": found["tasks"]["nll"]["nll"]}
+    text = card.model_card(adapter, "clinic/med", embedded.ORIGINAL, made, found, None, branch="v1")
+    for sentence in [
+        "python app.py --adapter clinic/med@v1",
+        'hf_hub_download(repo, "chat_template.jinja", revision="v1")',
+        'from_pretrained(base), repo, revision="v1")',
+        "hf download clinic/med recipe.yaml --revision v1 --local-dir .",
+        "evaluate --adapter clinic/med@v1 --tasks pubmedqa,nll,forgetting --limit 500 --seed 3 --output",
+        "type: everyday-questions",
+    ]:
+        assert sentence in text
+    assert text.count("rows of the training data that were held out") == 1  # nll's
 
 
 def test_licences_are_flagged() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks import readme
 from medchat.settings import read_settings
 from tests.conftest import ROOT
 from train import __main__ as trainer
@@ -63,3 +66,69 @@ def test_files_and_pictures_that_it_names_exist():
         assert (ROOT / target).exists(), target
     for requirements in re.findall(r"-r (\S+\.txt)", README):
         assert (ROOT / requirements).is_file()
+
+
+def test_the_table_of_results_is_what_the_benchmarks_wrote():
+    assert readme.main(["--check"]) == 0, "type: python -m benchmarks.readme"
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A README and results of its own for benchmarks.readme."""
+    (tmp_path / "README.md").write_text(
+        "before\n<!-- results -->\nof yesterday\n<!-- /results -->\nafter\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    monkeypatch.setattr(readme, "RESULTS", tmp_path)
+    monkeypatch.setattr(readme, "EVALUATION", tmp_path / "results.json")
+    return tmp_path / "README.md"
+
+
+def test_an_old_table_is_noticed_and_only_the_table_is_rewritten(copy):
+    results = json.loads((ROOT / "benchmarks" / "results" / "knowledge.json").read_text(encoding="utf-8"))
+    (copy.parent / "knowledge.json").write_text(json.dumps(results), encoding="utf-8")
+    assert readme.main(["--check"]) == 1
+    assert "of yesterday" in copy.read_text(encoding="utf-8")
+    assert readme.main([]) == 0 == readme.main(["--check"])
+    text = copy.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- results -->\n\n| what")
+    assert text.endswith("\n\n<!-- /results -->\nafter\n")
+    assert "of yesterday" not in text
+    results["builtin"]["test"]["hit@1"] = 0.123
+    (copy.parent / "knowledge.json").write_text(json.dumps(results), encoding="utf-8")
+    assert readme.main(["--check"]) == 1
+    readme.main([])
+    assert "| 0.12, " in copy.read_text(encoding="utf-8")
+
+
+def test_what_was_not_measured_has_no_row(copy):
+    assert readme.table().split("\n") == ["", "| what | figure | command |", "| --- | --- | --- |", "", ""]
+
+
+def test_the_evaluation_of_the_adapter_has_rows_with_its_command(copy):
+    def score(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 50}
+
+    results = {
+        "limit": 50,
+        "seed": 0,
+        "tasks": {"nll": {"nll": score(2.2)}},
+        "base_tasks": {"nll": {"nll": score(2.5)}},
+        "paired": {"nll": {"nll": {"difference": -0.3, "low": -0.4, "high": -0.2}}},
+    }
+    (copy.parent / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    (row,) = [line for line in readme.table().splitlines() if "nll" in line]
+    assert "| 2.500, 2.200, -0.300 (-0.400 to -0.200) |" in row
+    command = re.search(r"`python -m train (.+)`", row)
+    assert command
+    assert trainer.parser().parse_args(shlex.split(command[1])).limit == 50
+
+
+def test_results_that_lack_a_figure_and_a_readme_without_a_place_are_said(copy, capsys):
+    (copy.parent / "serve.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"serve\.json has no 'seconds from start to page'"):
+        readme.main(["--check"])
+    copy.write_text("nothing", encoding="utf-8")
+    assert readme.main([]) == 1
+    assert "<!-- results -->" in capsys.readouterr().err
+    assert copy.read_text(encoding="utf-8") == "nothing"

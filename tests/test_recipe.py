@@ -51,6 +51,7 @@ def test_all_problems_come_at_once_each_with_the_nearest_name():
         ("sft.batch=true", "expected int"),
         ("lora.dropout=1", "lora.dropout"),
         ("data=[]", "no source"),
+        ("sft.save_steps=7", "multiple of sft.eval_steps"),
         ("data=[{}]", "data[0].dataset is missing"),
         ("data=[{dataset: a/b, row: 3}]", "did you mean 'data[0].rows'"),
         ("sft=3", "expected fields"),
@@ -104,7 +105,7 @@ def mixture(loaded):
     return "; ".join(parts)
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, "medchat-3b"])
+@pytest.mark.parametrize("name", [*PUBLISHED, "medchat-3b", "embedded"])
 def test_the_readme_tells_each_recipes_settings(name):
     loaded, table = recipe.load(name), tables()[name]
     for key, ours in table.items():

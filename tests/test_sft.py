@@ -207,7 +207,7 @@ def test_packed_training_has_the_gradients_of_one_conversation_at_a_time(tiny, c
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    more = ["lora.r=16", "lora.alpha=32", "lora.strength=1.0", "method=full"] if method == "full" else []
+    more = ["lora={}", "method=full"] if method == "full" else []
     loaded = recipe.load("embedded", arguments(tiny, chats, tmp_path / "out", "sft.batch=2", *more))
     rows = [{"messages": messages, "last_only": False} for messages in conversations(12)]
     from datasets import Dataset
@@ -241,6 +241,41 @@ def test_packed_training_has_the_gradients_of_one_conversation_at_a_time(tiny, c
     assert len(ours) > 10
     for name, gradient in expected.items():
         assert (ours[name] - gradient).norm() <= 1e-3 * gradient.norm(), name
+
+
+def test_which_matrices_get_an_adapter(tiny):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny / "base")
+    assert sft.adapted(recipe.Lora(targets="q_proj"), model) == {"target_modules": ["q_proj"]}
+    assert sft.adapted(recipe.Lora(), model) == {"target_modules": "all-linear"}
+    named = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    top = sft.adapted(recipe.Lora(top_layers=1), model)
+    assert top == {"target_modules": named, "layers_to_transform": [1]}  # of two
+
+
+def test_without_held_out_rows_nothing_waits_for_an_evaluation(tiny, chats, tmp_path):
+    from datasets import Dataset
+
+    loaded = recipe.load("embedded", arguments(tiny, chats, tmp_path / "out", "sft.patience=2", "lora.targets=q_proj"))
+    model, tokenizer, template = sft.load_base(loaded)
+    rows = [{"messages": messages, "last_only": False} for messages in conversations(4)]
+    data, _ = sft.tokenize(Dataset.from_list(rows), tokenizer, template, 1024, "question")
+    sft.build_trainer(loaded, model, tokenizer, data, data.select([])).train()
+
+
+def test_a_recipe_for_a_gpu_says_so_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    nothing = ["data=[{dataset: no/such}]", f"output_dir={tmp_path / 'out'}"]
+    for name, changes in (("medalpaca-lora", "base=embedded template=null"), ("medchat-3b", "method=lora")):
+        with pytest.raises(UserError, match="does not know the data set"):
+            sft.run(recipe.load(name, nothing))
+        assert changes in capsys.readouterr().out
+    with pytest.raises(UserError, match="does not know the data set"):
+        sft.run(recipe.load("embedded", nothing))
+    assert "no GPU" not in capsys.readouterr().out
 
 
 # ---- whole runs

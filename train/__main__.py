@@ -14,6 +14,7 @@ OTHER = {
     "push": "publish an evaluated adapter on the Hub",
     "merge": "write base and adapter as one model",
     "export": "write an adapter as GGUF, with an Ollama Modelfile",
+    "feedback": "make training data of what visitors said, or delete it",
 }
 
 

@@ -67,6 +67,7 @@ TASK_DATA = {
     "medqa": "GBaker/MedQA-USMLE-4-options",
     "medmcqa": "openlifescienceai/medmcqa",
     "mmlu_medical": "cais/mmlu",
+    "forgetting": "everyday-questions",  # ours, tasks/forgetting.jsonl
 }
 
 
@@ -104,30 +105,24 @@ def worse(results: dict[str, Any]) -> list[str]:
 
 
 def model_card(
-    adapter: Adapter, repo: str, base: str, recipe: Recipe, results: dict[str, Any], counts: dict[str, Any] | None
+    adapter: Adapter,
+    repo: str,
+    base: str,
+    recipe: Recipe,
+    results: dict[str, Any],
+    counts: dict[str, Any] | None,
+    *,
+    branch: str | None = None,
 ) -> str:
     """Return the card as Markdown with its metadata on top.
 
     `base` is the Hub id that the adapter records, `results` are those of `train evaluate`, `counts` the report of
-    train.data on its rows, None where there is none.
+    train.data on its rows, None where there is none; `branch` is the one that the adapter is pushed to, None for main.
     """
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import ModelCardData
 
     sources = licences(base, recipe)
     licence = licence_of(sources)
-    scores = [
-        EvalResult(
-            task_type="text-generation",
-            task_name=task,
-            dataset_type=TASK_DATA.get(task, "held-out"),
-            dataset_name=TASK_DATA.get(task, "rows of the training data that were held out"),
-            metric_type=metric,
-            metric_name=f"{metric} (n={score['n']})",
-            metric_value=round(score["value"], 4),
-        )
-        for task, metrics in results["tasks"].items()
-        for metric, score in metrics.items()
-    ]
     facts = ModelCardData(
         base_model=base,
         datasets=[source.dataset for source in recipe.data if _is_hub_id(source.dataset)] or None,
@@ -139,17 +134,17 @@ def model_card(
         model_name=repo.partition("/")[2],
         pipeline_tag="text-generation",
         tags=["lora", "medical", "education", "medchat"],
-        eval_results=scores,
+        eval_results=_scores(results),
     )
     parts = [
         f"---\n{facts.to_yaml()}\n---",
         f"# {repo.partition('/')[2]}",
         f"**{DISCLAIMER}**",
         f"{recipe.description} A LoRA adapter of rank {adapter.rank} for `{base}`, {_method(recipe)}.",
-        *_use(repo, base, recipe),
+        *_use(repo, branch, base, recipe),
         *_evaluation(results),
         *_data(sources, counts),
-        *_reproduce(adapter, repo, recipe, results),
+        *_reproduce(adapter, repo, branch, recipe, results),
         "## Limits\n\n"
         "- English only. It was measured on the tasks above and on nothing else; a good score there is no proof of "
         "safe advice.\n"
@@ -162,17 +157,43 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
+def _scores(results: dict[str, Any]) -> list[Any]:
+    """Return the results as the Hub reads them."""
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name=task,
+            dataset_type=TASK_DATA.get(task, "held-out"),
+            dataset_name=TASK_DATA.get(task, "rows of the training data that were held out"),
+            metric_type=metric,
+            metric_name=f"{metric} (n={score['n']})",
+            metric_value=round(score["value"], 4),
+        )
+        for task, metrics in results["tasks"].items()
+        for metric, score in metrics.items()
+    ]
+
+
 def _method(recipe: Recipe) -> str:
     on = "in 4 bits (QLoRA, NF4)" if recipe.method == "qlora" else "at full precision"
     targets = recipe.lora.targets if isinstance(recipe.lora.targets, str) else ", ".join(recipe.lora.targets)
+    layers = f" of the last {recipe.lora.top_layers} layers" if recipe.lora.top_layers else ""
     kept = f", {recipe.lora.strength:.0%} of the learned update kept" if recipe.lora.strength != 1 else ""
-    return f"trained on the base {on}: alpha {recipe.lora.alpha} on {targets}{kept}"
+    return f"trained on the base {on}: alpha {recipe.lora.alpha} on {targets}{layers}{kept}"
 
 
-def _use(repo: str, base: str, recipe: Recipe) -> Iterator[str]:
-    command = f"python app.py --adapter {repo}"
+def _at(repo: str, branch: str | None) -> str:
+    """Return what --adapter takes for a repository's branch."""
+    return f"{repo}@{branch}" if branch else repo
+
+
+def _use(repo: str, branch: str | None, base: str, recipe: Recipe) -> Iterator[str]:
+    command = f"python app.py --adapter {_at(repo, branch)}"
     if recipe.base != "embedded":
-        command = f"python app.py --base {base} --adapter {repo}"
+        command = f"python app.py --base {base} --adapter {_at(repo, branch)}"
+    revision = f', revision="{branch}"' if branch else ""
     yield f"## Use\n\nIn MedChat, with triage, passages and citations around it:\n\n```bash\n{command}\n```"
     system = SYSTEM if recipe.system is None else recipe.system
     turns = [{"role": "system", "content": system}] if system else []
@@ -186,8 +207,8 @@ def _use(repo: str, base: str, recipe: Recipe) -> Iterator[str]:
         "",
         f'base, repo = "{base}", "{repo}"',
         "tokenizer = AutoTokenizer.from_pretrained(base)",
-        'tokenizer.chat_template = Path(hf_hub_download(repo, "chat_template.jinja")).read_text()',
-        "model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), repo)",
+        f'tokenizer.chat_template = Path(hf_hub_download(repo, "chat_template.jinja"{revision})).read_text()',
+        f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), repo{revision})",
         "messages = [",
         *(f"    {turn!r}," for turn in turns),
         "]",
@@ -229,12 +250,16 @@ def _data(sources: Sequence[tuple[str, Licence]], counts: dict[str, Any] | None)
         yield "No count of removed duplicates and of overlap with evaluation sets was kept with this adapter."
 
 
-def _reproduce(adapter: Adapter, repo: str, recipe: Recipe, results: dict[str, Any]) -> Iterator[str]:
-    limit = f" --limit {results['limit']}" if results.get("limit") else ""
+def _reproduce(
+    adapter: Adapter, repo: str, branch: str | None, recipe: Recipe, results: dict[str, Any]
+) -> Iterator[str]:
+    revision = f" --revision {branch}" if branch else ""
+    options = "".join(f" --{name} {results[name]}" for name in ("limit", "seed") if results.get(name))
+    tasks = ",".join(results["tasks"])
     commands = [
-        f"hf download {repo} recipe.yaml --local-dir .",
+        f"hf download {repo} recipe.yaml{revision} --local-dir .",
         "python -m train sft recipe.yaml output_dir=runs/again",
-        f"python -m train evaluate --adapter {repo} --tasks {','.join(results['tasks'])}{limit} --output results.json",
+        f"python -m train evaluate --adapter {_at(repo, branch)} --tasks {tasks}{options} --output results.json",
     ]
     yield "## Reproduce\n\n```bash\n" + "\n".join(commands) + "\n```"
     versions = ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items())

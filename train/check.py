@@ -123,15 +123,19 @@ def _wrong_machine(recipe: Recipe, base: Base | None, machine: Machine) -> list[
     """Return the problem of a recipe for a GPU on a machine without one, with what to change."""
     if machine.device == "cuda":
         return []
-    size = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)b(?![a-z])", recipe.base.lower())  # "Llama-3.2-3B-Instruct"
-    parameters = base.parameters if base else float(size[1]) * 1e9 if size else 0
     changes = for_cpu(recipe)
-    if parameters >= ON_CPU:
+    if (base.parameters if base else named_size(recipe)) >= ON_CPU:
         return [f"This recipe is for a GPU, and there is none here. For this CPU type behind it: {' '.join(changes)}"]
     if recipe.method == "qlora" or recipe.sft.optimizer != "adamw":
         faster = [change for change in changes if not change.startswith(("base=", "template=", "revision="))]
         print(f"This recipe is for a GPU. So small a base trains here too, faster with: {' '.join(faster)}")
     return []
+
+
+def named_size(recipe: Recipe) -> float:
+    """Return how many parameters the base has by its name ("Llama-3.2-3B-Instruct"), 0 where that says nothing."""
+    size = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)b(?![a-z])", recipe.base.lower())
+    return float(size[1]) * 1e9 if size else 0.0
 
 
 def for_cpu(recipe: Recipe) -> list[str]:
@@ -364,7 +368,6 @@ def _trainer(recipe: Recipe, rows: Rows, folder: str) -> Any:
         patience=None,
         trackers=[],
         compile=False,
-        packing=recipe.sft.packing,
     )
     probe = replace(recipe, output_dir=folder, sft=short)
     with _quiet():
@@ -525,8 +528,7 @@ def _show_time(recipe: Recipe, base: Base, machine: Machine, rows: Rows, trials:
     per_row = statistics.fmean(len(ids) for ids in rows.train["input_ids"])
     kept = rows.total * len(rows.train) / rows.ledger.rows
     in_a_step = sft.batch * sft.accumulation * (sft.max_length / per_row if sft.packing else 1) * machine.count
-    steps = math.ceil(kept / min(in_a_step, kept) * sft.epochs)
-    steps = min(steps, sft.max_steps or steps)
+    steps = sft.max_steps or math.ceil(kept / min(in_a_step, kept) * sft.epochs)
     best = _best(recipe, rows, trials)
     batch = best.batch if best else sft.batch
     tokens = steps * min(in_a_step, kept) * per_row * _padding(recipe, rows, batch)

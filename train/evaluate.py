@@ -155,8 +155,9 @@ def grade(lm: Any, questions: dict[str, Any], system: str, limit: int | None, se
         majority = Counter(gold).most_common(1)[0][0]
         references = {"majority": _values(metrics.choices(gold, [majority] * len(gold)))}
         if name == "pubmedqa":  # what the data's authors say with the abstract in front of them, as the model has it
-            people = [entry["doc"]["context"].get("reasoning_required_pred") for entry in entries]
-            if None not in people:
+            # Some copies of the data hold the word as a list of its letters.
+            people = ["".join(entry["doc"]["context"].get("reasoning_required_pred") or "") for entry in entries]
+            if all(people):
                 references["human"] = _values(metrics.choices(gold, [("yes", "no", "maybe").index(p) for p in people]))
         found[name] = {"metrics": metrics.choices(gold, chosen), "references": references}
     return found
@@ -208,13 +209,8 @@ def _tasks(arguments: argparse.Namespace) -> list[str]:
         problems.append("neither --adapter nor --base is given")
     if arguments.output.is_dir() or arguments.output.suffix != ".json":
         problems.append(f"--output {arguments.output} is not the name of a .json file")
-    needed = [
-        name
-        for name, uses in (("lm_eval", QUESTIONS), ("sacrebleu", ("bleu",)), ("rouge_score", ("rouge",)))
-        if set(uses) & set(tasks)
-    ]
-    needed += ["lm_eval"] if "lm_eval" not in needed else []
-    if missing := [name for name in needed if find_spec(name) is None]:
+    needed = {"lm_eval": TASKS, "sacrebleu": ("bleu",), "rouge_score": ("rouge",)}
+    if missing := [name for name, uses in needed.items() if set(uses) & set(tasks) and find_spec(name) is None]:
         problems.append(f"{' and '.join(missing)} not installed; type: pip install -r train/requirements.txt")
     if problems:
         raise UserError(
@@ -318,11 +314,11 @@ def _load(base: str, adapter: Adapter | None) -> tuple[Any, Any]:
 
     where, options = engine.base_location(base)
     if adapter:
-        adapters.open_adapter(str(adapter.folder), engine._planned_modules(base, where, options))
+        adapters.open_adapter(str(adapter.folder), engine.planned_modules(base, where, options))
     cuda = torch.cuda.is_available()
     how: dict[str, Any] = {"dtype": torch.float32}
     if cuda and base != "embedded":
-        dtype = engine._compute_dtype("cuda")
+        dtype = engine.compute_dtype("cuda")
         how = {"dtype": dtype, **engine.nf4_options("4bit", "cuda", dtype)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
@@ -348,11 +344,14 @@ def _with_adapter(model: Any, adapter: Adapter | None) -> Any:
 
 def _template(adapter: Adapter | None, recipe: Recipe | None, tokenizer: Any) -> Template:
     """Return the chat format: the adapter's own, else the recipe's, else the base's."""
+    from train.sft import base_template
+
+    trained = recipe_of(adapter.folder) if adapter else None
+    if trained and trained.template:  # its end of a turn need not be the base's end token
+        return base_template(trained, tokenizer)
     if adapter and adapter.template:
         return Template(adapter.template, tokenizer.bos_token or "", tokenizer.eos_token or "")
     if recipe:
-        from train.sft import base_template
-
         return base_template(recipe, tokenizer)
     if not isinstance(tokenizer.chat_template, str):
         raise UserError("Neither base nor adapter brings a chat template.", "Choose an instruct model as --base.")

@@ -23,7 +23,7 @@ from medchat.errors import UserError
 from medchat.gguf_header import GGUFHeader, read_header
 from medchat.prompt import DATE, SYSTEM, Message, Template
 from train.card import licences
-from train.merge import QUESTIONS, base_of, recipe_of
+from train.merge import QUESTIONS, base_of, conversation, recipe_of
 
 CONTEXT = 2048  # tokens, for the check
 REPLY_TOKENS = 32
@@ -72,7 +72,7 @@ def export(source: str, output: Path, *, base: str = "") -> tuple[Path, Path, Pa
     engine = open_llama_cpp(str(path), [source])
     (name,) = engine.adapters
     for question in QUESTIONS[:3]:
-        messages = _conversation(adapter, question)
+        messages = conversation(adapter, question)
         stream = engine.stream(messages, adapter=name, sampling=sampling, cancel=Event())
         ours, theirs = "".join(delta.text for delta in stream), plain.reply(messages)
         if ours != theirs:
@@ -104,7 +104,7 @@ def ollama_modelfile(
         lines.append(f'TEMPLATE """{turns.go()}"""')
     else:
         print("The chat template has no counterpart in Ollama: the Modelfile leaves it to the base.", file=sys.stderr)
-    if system := _system(adapter):
+    if system := SYSTEM if adapter.system is None else adapter.system:
         lines.append('SYSTEM """' + system.replace('"""', '"') + '"""')
     parameters = {
         "stop": json.dumps(template.eos) if template.eos else None,
@@ -289,12 +289,3 @@ def _write(output: Path, modelfile: Path, lora: Path, text: str) -> None:
         raise UserError(f"{output} could not be written: {error.strerror}.", "Choose another --output.") from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _system(adapter: Adapter) -> str:
-    return SYSTEM if adapter.system is None else adapter.system
-
-
-def _conversation(adapter: Adapter, question: str) -> list[Message]:
-    system: list[Message] = [{"role": "system", "content": _system(adapter)}] if _system(adapter) else []
-    return [*system, {"role": "user", "content": question}]

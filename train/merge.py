@@ -83,7 +83,7 @@ def merge(
     plan = _plan(base, where, options)
     linear = {n: (m.out_features, m.in_features) for n, m in plan.named_modules() if hasattr(m, "out_features")}
     adapters.open_adapter(source, linear)  # refuses an adapter for another base
-    conversations = [_conversation(adapter, question) for question in QUESTIONS]
+    conversations = [conversation(adapter, question) for question in QUESTIONS]
 
     logging.disable_progress_bar()  # a bar for every loading: five of them
     logging.set_verbosity_error()
@@ -113,10 +113,10 @@ def base_of(adapter: Adapter, chosen: str = "") -> str:
 
     That is "embedded", a folder or a Hub id. Raises UserError when none is recorded.
     """
-    recipe = recipe_of(adapter.folder)
     if chosen:
         return chosen
-    if recipe and (recipe.base == "embedded" or not Path(adapter.base).is_dir()):
+    recipe, trained_on_folder = recipe_of(adapter.folder), bool(adapter.base) and Path(adapter.base).is_dir()
+    if recipe and (recipe.base == "embedded" or not trained_on_folder):
         return recipe.base
     if not adapter.base:
         raise UserError(
@@ -272,7 +272,8 @@ def _save(model: Any, tokenizer: Any, adapter: Adapter, folder: Path, dtype: Any
     tokenizer.save_pretrained(folder)
 
 
-def _conversation(adapter: Adapter, question: str) -> list[Message]:
+def conversation(adapter: Adapter, question: str) -> list[Message]:
+    """Return `question` behind the system prompt that the adapter was trained with."""
     system = SYSTEM if adapter.system is None else adapter.system
     first: list[Message] = [{"role": "system", "content": system}] if system else []
     return [*first, {"role": "user", "content": question}]

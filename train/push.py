@@ -84,7 +84,7 @@ def push(
     local_base = _local_base(recipe, base)
     quant = "4bit" if recipe.method == "qlora" else "none"
     with tempfile.TemporaryDirectory(prefix="medchat-push-") as scratch:
-        staged = _staged(adapter, recipe, scores, base, repo, Path(scratch) / "adapter")
+        staged = _staged(adapter, recipe, scores, base, repo, Path(scratch) / "adapter", branch=branch)
         _say("Three greedy replies of the adapter here ...")
         before = in_fresh_process(local_base, str(staged), quant)
         _say(f"Uploading to {repo} ...")
@@ -134,6 +134,12 @@ def _checked(
     scores: dict[str, Any] = {}
     try:
         scores = _results(adapter, results or folder / RESULTS)
+        names = {base, adapter.base, recipe.base if recipe else ""}
+        if base and (_hub_id(scores["base"]) or scores["base"]) not in names:
+            raise UserError(
+                f"The adapter was measured on the base {scores['base']}, and it was trained on {base}.",
+                "Evaluate it again without --base; if they are the same, type --base-id.",
+            )
         if (found := worse(scores)) and not allow_worse:
             raise UserError(
                 f"The adapter is worse than its base: {'; '.join(found)} (difference, 95 % interval).",
@@ -154,16 +160,20 @@ def _hub_base(adapter: Adapter, recipe: Recipe | None, base_id: str | None) -> s
     """Return the Hub id of the adapter's base: given, recorded, or the one that a local path stands for."""
     if base_id is not None and not _is_hub_id(base_id):
         raise UserError(f"--base-id {base_id} is no Hub id.", "Type one like ORG/NAME.")
-    recorded = [base_id or "", adapter.base, recipe.base if recipe else ""]
-    for base in recorded:
-        if base == "embedded" or Path(base).name.startswith(embedded.NAME + "-"):  # the copy in the user's cache
-            return embedded.ORIGINAL
-        if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots", base):  # the Hub's own cache
-            return f"{cached[1]}/{cached[2]}"
-        if _is_hub_id(base):
-            return base.partition("@")[0]
+    for base in (base_id or "", adapter.base, recipe.base if recipe else ""):
+        if found := _hub_id(base):
+            return found
     known = f"only as {adapter.base!r}, a path of this machine" if adapter.base else "not at all"
     raise UserError(f"The adapter records its base {known}.", "Type --base-id ORG/NAME, the base's id on the Hub.")
+
+
+def _hub_id(base: str) -> str | None:
+    """Return the Hub id that a base's name or path stands for, None for a folder that only this machine knows."""
+    if base == "embedded" or Path(base).name.startswith(embedded.NAME + "-"):  # the copy in the user's cache
+        return embedded.ORIGINAL
+    if cached := re.search(r"models--([\w.-]+?)--([\w.-]+)[/\\]snapshots", base):  # the Hub's own cache
+        return f"{cached[1]}/{cached[2]}"
+    return base.partition("@")[0] if _is_hub_id(base) else None
 
 
 def _is_hub_id(name: str) -> bool:
@@ -171,14 +181,19 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _results(adapter: Adapter, path: Path) -> dict[str, Any]:
-    """Return what `train evaluate` measured; raises UserError unless it is about these weights and this base."""
+    """Return what `train evaluate` measured; raises UserError unless it is about these weights."""
     command = f"python -m train evaluate --adapter {adapter.source} --tasks pubmedqa,medqa,nll --output {path}"
     if not path.is_file():
         raise UserError(f"The adapter was not evaluated: there is no {path}.", f"Type: {command}")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         sha256, tasks, paired = results["adapter_sha256"], results["tasks"], results["paired"]
-        complete = tasks and all(set(metrics) for metrics in tasks.values()) and set(paired) >= set(tasks)
+        complete = (
+            isinstance(results["base"], str)
+            and tasks
+            and all(set(metrics) for metrics in tasks.values())
+            and set(paired) >= set(tasks)
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not what `train evaluate` writes.", f"Type: {command}") from error
     if sha256 != adapter.sha256:
@@ -206,7 +221,16 @@ def _local_base(recipe: Recipe, base: str) -> str:
         raise adapters.base_problem(base, error) from error
 
 
-def _staged(adapter: Adapter, recipe: Recipe, scores: dict[str, Any], base: str, repo: str, folder: Path) -> Path:
+def _staged(
+    adapter: Adapter,
+    recipe: Recipe,
+    scores: dict[str, Any],
+    base: str,
+    repo: str,
+    folder: Path,
+    *,
+    branch: str | None = None,
+) -> Path:
     """Return a folder with exactly what is to be pushed: no checkpoint, and nothing that names a path of here."""
     folder.mkdir()
     for name in (adapters.WEIGHTS, "chat_template.jinja", "log.json"):
@@ -231,11 +255,15 @@ def _staged(adapter: Adapter, recipe: Recipe, scores: dict[str, Any], base: str,
         counts = json.loads((adapter.folder / REPORT).read_text(encoding="utf-8"))
         for source in counts["sources"]:
             source["dataset"] = public_name(source["dataset"])
+        tests = counts["evaluation sets"]
+        for test in tests.values() if isinstance(tests, dict) else ():
+            if "missing" in test:  # in words that may name a folder of this machine
+                test["missing"] = "it was not at hand"
         write(REPORT, counts)
     results = {"references": {}, **scores, "base": base, "adapter": repo}
     write(RESULTS, results)
     write("results.svg", report.svg(results))
-    write("README.md", model_card(adapter, repo, base, public, results, counts))
+    write("README.md", model_card(adapter, repo, base, public, results, counts, branch=branch))
     return folder
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from medchat.engines import Engine, Sampling
 from medchat.errors import UserError
-from medchat.prompt import SYSTEM, Message
+from train.merge import conversation
 
 QUESTIONS = (
     "What are the early signs of iron deficiency?",
@@ -26,11 +26,9 @@ def replies(base: str, source: str, quant: str) -> list[dict[str, Any]]:
     """Return {"tokens": their texts, "finish_reason"} for each question, from the engine that serves such a base."""
     engine = _open(base, source, quant)
     (adapter,) = engine.adapters.values()
-    system = SYSTEM if adapter.system is None else adapter.system
-    first: list[Message] = [{"role": "system", "content": system}] if system else []
     found = []
     for question in QUESTIONS:
-        messages = [*first, {"role": "user", "content": question}]
+        messages = conversation(adapter, question)
         deltas = list(engine.stream(messages, adapter=adapter.name, sampling=GREEDY, cancel=Event()))
         tokens = [delta.text for delta in deltas if delta.text]
         found.append({"tokens": tokens, "finish_reason": deltas[-1].finish_reason})

@@ -16,6 +16,7 @@ from lm_eval.api.model import TemplateLM
 
 from medchat.errors import UserError
 from medchat.prompt import Message, Template
+from train.sft import learned_tokens
 
 REPLY_TOKENS = 256
 BATCH = {"cpu": 2048, "cuda": 32768}  # tokens that are read at once, padding included
@@ -180,16 +181,8 @@ class Chat:
         return [-sum(values) for values in scores], [len(values) for values in scores]
 
     def _learned(self, messages: list[Message], last_only: bool) -> Item:
-        text, spans = self.template.learned_spans(messages)
-        spans = spans[-1:] if last_only else spans
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids = encoded["input_ids"]
-        learned = [
-            n
-            for n, (start, end) in enumerate(encoded["offset_mapping"])
-            if n > 0 and any(start < high and end > low for low, high in spans)
-        ]
-        return Item(ids[:-1], [(n - 1, ids[n]) for n in learned])
+        ids, labels = learned_tokens(messages, self.tokenizer, self.template, last_only=last_only)
+        return Item(ids[:-1], [(n - 1, label) for n, label in enumerate(labels) if n > 0 and label != -100])
 
     def replies(self, what: str, prompts: Sequence[list[Message]]) -> list[str]:
         """Return the greedy reply to each conversation, at most REPLY_TOKENS tokens, in batches of like length."""

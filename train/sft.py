@@ -16,7 +16,7 @@ from typing import Any
 from medchat.errors import UserError
 from medchat.prompt import Message, Template, named_template
 from train import data
-from train.check import for_cpu
+from train.check import ON_CPU, for_cpu, named_size
 from train.recipe import Lora, Recipe
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports home unless told not to
@@ -60,6 +60,7 @@ def run(recipe: Recipe) -> Path:
 def _run(recipe: Recipe, output: Path) -> Path:
     checkpoint = last_checkpoint(output, recipe)
     check_trackers(recipe)
+    _warn_without_gpu(recipe)
     mixture = data.load(recipe)
     model, tokenizer, template = load_base(recipe)
     train_set, ledger = tokenize(mixture.train, tokenizer, template, recipe.sft.max_length, recipe.sft.truncate)
@@ -71,8 +72,6 @@ def _run(recipe: Recipe, output: Path) -> Path:
     trainer = build_trainer(recipe, model, tokenizer, train_set, held_set)
     first = trainer.is_world_process_zero()
     if first:
-        if recipe.method == "qlora" and model.device.type == "cpu":
-            print(f"There is no GPU here, which this recipe is for. For a CPU add: {' '.join(for_cpu(recipe))}")
         print(f"{len(train_set)} conversations to learn from, {len(held_set)} held out.")
         if ledger.shortened or ledger.left_out:
             print(f"Longer than {recipe.sft.max_length} tokens: {ledger.shortened} questions shortened, ", end="")
@@ -90,6 +89,16 @@ def _run(recipe: Recipe, output: Path) -> Path:
     _train(trainer, checkpoint, output)
     save(trainer, tokenizer, output, recipe, template, time.time() - started)
     return output
+
+
+def _warn_without_gpu(recipe: Recipe) -> None:
+    """Say so when a recipe is for a GPU and there is none, before a base is loaded that may not fit into memory."""
+    import torch
+
+    heavy = recipe.method == "qlora" or recipe.sft.optimizer != "adamw" or named_size(recipe) >= ON_CPU
+    if heavy and not torch.cuda.is_available() and os.environ.get("RANK", "0") == "0":
+        changes = " ".join(for_cpu(recipe))
+        print(f"There is no GPU here, which this recipe is for. For a CPU add: {changes}", flush=True)
 
 
 def load_base(recipe: Recipe, *, weights: bool = True) -> tuple[Any, Any, Template]:
@@ -268,11 +277,11 @@ def build_trainer(recipe: Recipe, model: Any, tokenizer: Any, train_set: Any, he
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        **_adapted(lora, model),
+        **adapted(lora, model),
     )
     interrupt = SaveOnInterrupt()
     callbacks = [Progress(), interrupt]
-    if sft.patience is not None:
+    if sft.patience is not None and len(held_set):
         callbacks.append(EarlyStoppingCallback(sft.patience))
     trainer = AnswerTrainer(
         model=model,
@@ -290,14 +299,16 @@ def build_trainer(recipe: Recipe, model: Any, tokenizer: Any, train_set: Any, he
     return trainer
 
 
-def _adapted(lora: Lora, model: Any) -> dict[str, Any]:
+def adapted(lora: Lora, model: Any) -> dict[str, Any]:
     """Return which matrices get an adapter, as LoraConfig takes it."""
+    # One matrix's name in a list: PEFT takes a text for a pattern that must fit a module's whole path.
+    named = isinstance(lora.targets, str) and lora.targets != "all-linear"
+    targets = [lora.targets] if named else lora.targets
     if lora.top_layers is None:
-        return {"target_modules": lora.targets}
-    import torch
+        return {"target_modules": targets}
+    if targets == "all-linear":  # PEFT takes layers only for matrices that are named
+        import torch
 
-    targets = [lora.targets] if isinstance(lora.targets, str) else lora.targets
-    if lora.targets == "all-linear":  # PEFT takes layers only for matrices that are named
         layer = model.get_decoder().layers[0].named_modules()
         targets = sorted(name.rpartition(".")[2] for name, module in layer if isinstance(module, torch.nn.Linear))
     depth = model.config.num_hidden_layers

@@ -182,6 +182,8 @@ def _dialogue(row: dict[str, Any], source: Source, removed: Counter) -> list[Exa
 
 def _own(row: dict[str, Any], source: Source, removed: Counter) -> Made:
     """A row of a person's own columns; its words stay as they are, except for broken unicode and markup."""
+    if source.dataset == PUBMEDQA and is_pubmedqa_test(row):
+        return "PubMedQA test question"
     columns = source.columns or {"messages": "messages"}
     if "messages" in columns:
         given = row[columns["messages"]]
@@ -234,7 +236,7 @@ def pubmedqa_test() -> frozenset[str]:
 
 def is_pubmedqa_test(row: dict[str, Any]) -> bool:
     """Tell whether a row of PubMedQA is one of its official test questions."""
-    return str(row["pubid"]) in pubmedqa_test()
+    return str(row.get("pubid")) in pubmedqa_test()
 
 
 def test_texts(row: dict[str, Any]) -> tuple[list[str], list[str]]:

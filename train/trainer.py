@@ -24,9 +24,10 @@ class AnswerTrainer(SFTTrainer):
         inputs = {**inputs, "use_cache": False}
         # Not SFTTrainer's, which wants log-probabilities and entropies of every token.
         loss: Any = Trainer.compute_loss(self, model, inputs, num_items_in_batch=num_items_in_batch)
-        if model.training and not math.isfinite(loss.item()):
+        # On held-out rows too: they are read before a checkpoint is saved, which must not hold broken weights.
+        if not math.isfinite(loss.item()):
             raise UserError(
-                f"The loss is no longer a number at step {self.state.global_step + 1}.",
+                f"The loss is no longer a number at step {self.state.global_step + int(model.training)}.",
                 "Lower sft.learning_rate, or look for broken rows with: python -m train check RECIPE.",
             )
         mode = "train" if model.training else "eval"
@@ -45,7 +46,7 @@ class Progress(TrainerCallback):
     """Prints step, loss, tokens/s and time left at every log, the held-out loss at every evaluation."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._start, self._first, self._tokens, self._evaluating = time.time(), state.global_step, None, 0.0
+        self._start, self._first, self._evaluating = time.time(), state.global_step, 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._before_evaluation = time.time()
@@ -61,14 +62,13 @@ class Progress(TrainerCallback):
         if "eval_loss" in logs:
             print(f"  held out: {logs['eval_loss']:.4f} nats per token", flush=True)
         elif "loss" in logs:
+            # Tokens are counted from the start of this process, also in a run that goes on from a checkpoint.
             done, tokens = state.global_step - self._first, logs.get("num_tokens", 0)
             training = time.time() - self._start - self._evaluating
-            if self._tokens is None:
-                self._tokens = 0 if self._first == 0 else tokens
             left = (time.time() - self._start) / max(done, 1) * (state.max_steps - state.global_step)
             print(
                 f"step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}"
-                f"  {(tokens - self._tokens) / training:.0f} tokens/s  {left / 60:.0f} min left",
+                f"  {tokens / training:.0f} tokens/s  {left / 60:.0f} min left",
                 flush=True,
             )
 

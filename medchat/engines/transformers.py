@@ -53,7 +53,7 @@ def open_transformers(base: str, adapter_sources: Sequence[str], *, quant: str =
     if quant not in QUANTS:
         raise UserError(f"There is no quantization {quant!r}.", f"Choose one of: {', '.join(QUANTS)}.")
     where, options = base_location(base)
-    modules = _planned_modules(base, where, options) if adapter_sources else {}
+    modules = planned_modules(base, where, options) if adapter_sources else {}
     opened = [adapter_files.open_adapter(source, modules) for source in adapter_sources]
     for adapter in opened:
         _check_leaves_base_alone(adapter)
@@ -539,8 +539,11 @@ def _base_template(tokenizer: Any) -> Template:
 # ---- loading
 
 
-def _planned_modules(base: str, where: str, options: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Return what _linear_modules will give for a base, from its config alone: adapters are checked against it."""
+def planned_modules(base: str, where: str, options: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return (outputs, inputs) of the linear modules that a base will have, by name, from its config alone.
+
+    Adapters are checked against them before any weights are fetched. Raises UserError.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -567,7 +570,7 @@ def _load_base(base: str, where: str, options: dict[str, Any], quant: str) -> tu
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-    dtype = _compute_dtype(device)
+    dtype = compute_dtype(device)
     try:
         quantized = getattr(AutoConfig.from_pretrained(where, **options), "quantization_config", None)
         how = {} if quantized or quant == "none" else nf4_options(quant, device, dtype)
@@ -618,7 +621,7 @@ def base_location(base: str) -> tuple[str, dict[str, Any]]:
     return repo, {"revision": commit}  # a commit is not looked up again
 
 
-def _compute_dtype(device: str) -> torch.dtype:
+def compute_dtype(device: str) -> torch.dtype:
     """Return bf16 where the device computes in it, fp16 on older cards (a T4), fp32 on other CPUs."""
     if device == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability()[0] >= 8 else torch.float16

@@ -7,43 +7,54 @@ from typing import Any
 
 import gradio as gr
 
-from medchat import chat
 from medchat.engines import Engine
+from medchat.feedback import Dataset
 from medchat.knowledge import Knowledge
 from medchat.line import Limits, Line
+from medchat.seal import Seal, open_seal
+from medchat.ui import language
 from medchat.ui.about_tab import about_tab
 from medchat.ui.api import add_api
-from medchat.ui.chat_tab import ASSETS, chat_tab, visitor
+from medchat.ui.chat_tab import ASSETS, KEYS, chat_tab, visitor
 from medchat.ui.compare_tab import compare_tab
+from medchat.ui.language import shown as word
 from medchat.ui.model_tab import model_tab
 
-HEADER = f"""<header id="header">{(ASSETS / "logo.svg").read_text(encoding="utf-8")}
-<div><h1>MedChat</h1><p>Health questions, answered in plain words by a small open model.</p></div>
-<strong class="label">AI · not a doctor</strong></header>"""
+LOGO = (ASSETS / "logo.svg").read_text(encoding="utf-8")
+HEADER = f"""<header id="header">{LOGO}
+<div><h1>MedChat</h1><p>{{tagline}}</p></div><strong class="label">{{not_a_doctor}}</strong></header>"""
 
 # Answers are other people's text: whatever markup slips through, no picture or frame is fetched from elsewhere.
 POLICY = "img-src 'self' data: blob:; media-src 'self' data: blob:; frame-src 'self'; object-src 'none'"
 
 
 def build_demo(
-    engine: Engine, knowledge: Knowledge, notice: str | None = None, limits: Limits | None = None
+    engine: Engine,
+    knowledge: Knowledge,
+    notice: str | None = None,
+    limits: Limits | None = None,
+    dataset: Dataset | None = None,
+    seal: Seal | None = None,
 ) -> gr.Blocks:
-    """Return the page and the API on `engine`, with answers resting on `knowledge`; `notice` is shown on top."""
+    """Return the page and the API on `engine`, with answers resting on `knowledge`.
+
+    `notice` is shown on top; `dataset` gets a copy of the feedback; `seal` encrypts what browsers keep.
+    """
     line = Line(engine, limits)
     with gr.Blocks(title="MedChat", analytics_enabled=False, fill_height=True) as demo:
-        gr.HTML(HEADER)
+        gr.HTML(word("header"))
         if notice:
             gr.Markdown(notice, elem_id="notice")
         with gr.Tabs(elem_id="tabs"):
-            with gr.Tab("Chat", id="chat"):
-                choices = chat_tab(demo, line, knowledge)
-            with gr.Tab("Compare", id="compare"):
-                pair = compare_tab(line, knowledge, choices)
-            with gr.Tab("Adapters", id="adapters"):
-                model_tab(line, [choices.adapter, *pair])
-            with gr.Tab("About", id="about"):
-                about_tab(engine, knowledge)
-        gr.Markdown(chat.DISCLAIMER, elem_id="disclaimer")
+            with gr.Tab(word("chat"), id="chat"):
+                choices = chat_tab(demo, line, knowledge, dataset, seal or open_seal())
+            with gr.Tab(word("compare"), id="compare"):
+                pair = compare_tab(demo, line, knowledge, choices)
+            with gr.Tab(word("adapters"), id="adapters"):
+                model_tab(demo, line, [choices.adapter, *pair])
+            with gr.Tab(word("about"), id="about"):
+                about_tab(demo, engine, knowledge)
+        gr.Markdown(word("disclaimer"), elem_id="disclaimer")
         add_api(line, knowledge, notice)
         # Gradio stops the answers of a closed page by itself, but for one that was just about to start.
         demo.unload(_leaver(line))
@@ -66,8 +77,10 @@ def launch_options() -> dict[str, Any]:
     return {
         "theme": _theme(),
         "css_paths": [ASSETS / "style.css"],
-        "head": f"{policy}<meta name='referrer' content='no-referrer'><script>{script}</script>",
+        "head": f"{policy}<meta name='referrer' content='no-referrer'><script>{language.script()}{script}</script>",
         "favicon_path": ASSETS / "logo.svg",
+        "i18n": gr.I18n(**language.translations(header=HEADER, keys=KEYS)),
+        "mcp_server": True,  # the four functions of medchat.ui.api, at /gradio_api/mcp/
         "footer_links": ["api"],
         "run_history": False,
         "enable_monitoring": False,

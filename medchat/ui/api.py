@@ -1,4 +1,7 @@
-"""The public API: /chat, /sources, /triage and /models, on the same engine and line as the page."""
+"""The public API: /chat, /sources, /triage and /models, on the same engine and line as the page.
+
+They are MCP tools too. Gradio names a tool after its function and describes it with the docstring.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from typing import Any
 
 import gradio as gr
 
-from medchat import chat, triage
+from medchat.chat import assess, passages_for, reply
 from medchat.engines import Sampling
 from medchat.errors import UserError
 from medchat.knowledge import Knowledge, Passage
 from medchat.line import Line
+from medchat.triage import check
 from medchat.ui.chat_tab import paced, sampling, visitor
 
 
@@ -19,14 +23,14 @@ def add_api(line: Line, knowledge: Knowledge, notice: str | None) -> None:
     """Add the endpoints to the open gr.Blocks."""
     gr.api(_chat_api(line, knowledge), api_name="chat", concurrency_limit=None)
     gr.api(_sources_api(knowledge), api_name="sources")
-    gr.api(_triage_api, api_name="triage")
+    gr.api(triage, api_name="triage")
     gr.api(_models_api(line, notice), api_name="models")
 
 
 def _chat_api(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[str]]:
     passages_at_hand = knowledge
 
-    def chat_api(
+    def chat(
         message: str,
         history: list[dict[str, str]] = [],  # noqa: B006  (Gradio shows it as the default; never changed)
         adapter: str = "",
@@ -51,7 +55,7 @@ def _chat_api(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[str]]:
             knowledge: let the answer rest on passages of the knowledge base
         """
         try:
-            pieces = chat.reply(
+            pieces = reply(
                 line.for_visitor(visitor(request)),
                 message,
                 history,
@@ -67,7 +71,7 @@ def _chat_api(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[str]]:
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
 
-    return chat_api
+    return chat
 
 
 def _sampling(message: str, history: list[dict[str, str]], max_tokens: int, temperature: float, seed: int) -> Sampling:
@@ -75,7 +79,7 @@ def _sampling(message: str, history: list[dict[str, str]], max_tokens: int, temp
     try:
         return sampling(max_tokens, temperature, seed)
     except UserError:
-        if chat.assess(message, history).level == "none":
+        if assess(message, history).level == "none":
             raise
         return Sampling()
 
@@ -88,19 +92,19 @@ def _sources_api(knowledge: Knowledge) -> Callable[..., list[dict[str, Any]]]:
             question: the question
             history: earlier messages, for a question that leans on them
         """
-        found = chat.passages_for(knowledge, question, history)
+        found = passages_for(knowledge, question, history)
         return [{"title": p.title, "text": p.text, "url": p.url, "score": round(p.score, 3)} for p in found]
 
     return sources
 
 
-def _triage_api(text: str) -> dict[str, Any]:
+def triage(text: str) -> dict[str, Any]:
     """Look for signs of an emergency or a crisis; level "none" means that nothing was recognised, never "safe".
 
     Args:
         text: what a person wrote
     """
-    assessment = triage.check(text)
+    assessment = check(text)
     flags = [{"id": flag.id, "label": flag.label} for flag in assessment.flags]
     return {"level": assessment.level, "flags": flags, "message": assessment.message}
 

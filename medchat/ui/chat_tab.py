@@ -18,30 +18,25 @@ import yaml
 from medchat import chat, triage
 from medchat.chat import ChatError, Reply
 from medchat.engines import Engine, EngineError, Sampling
+from medchat.feedback import Dataset, new_conversation
 from medchat.knowledge import Knowledge
 from medchat.line import Line
+from medchat.seal import Seal
 from medchat.ui import conversation as talk
+from medchat.ui import language
 from medchat.ui.conversation import History
+from medchat.ui.feedback_panel import feedback_panel
+from medchat.ui.history_panel import connect_history, history_panel
+from medchat.ui.language import shown as word
+from medchat.ui.language import text as say
 
 ASSETS = Path(__file__).parent.parent.parent / "assets"
 EXAMPLES: dict[str, list[str]] = yaml.safe_load((ASSETS / "examples.yaml").read_text(encoding="utf-8"))
-COUNTRIES = {
-    "": "Several countries",
-    "US": "United States",
-    "CA": "Canada",
-    "UK": "United Kingdom",
-    "IE": "Ireland",
-    "AU": "Australia",
-    "NZ": "New Zealand",
-    "IN": "India",
-    "EU": "European Union",
-}
-MANNERS = {"Steady": 0.2, "Balanced": 0.7, "Varied": 1.1, "Always the same": 0.0}  # temperatures
-CONSENT = """**Before you ask:** MedChat is an AI for research and education, not a doctor or a medical device, and it
-can be wrong. **In an emergency call your local emergency number**, do not ask here first. Questions are computed on the
-machine that runs this page, neither kept nor logged; please leave out names."""
-WELCOME = """## What would you like to understand?
-It looks your question up in health passages written in plain words, answers in its own, and shows what it read."""
+MANNERS = {"steady": 0.2, "balanced": 0.7, "varied": 1.1, "always": 0.0}  # temperatures
+KEYS = (
+    "<kbd>Enter</kbd> {sends} · <kbd>Shift</kbd> <kbd>Enter</kbd> {new_line} · <kbd>Esc</kbd> {stops} · "
+    "<kbd>/</kbd> {back}"
+)
 
 # Fresh text is sent to the browser at most this often, in seconds: each update costs it a rendering.
 PACE = 0.1
@@ -63,40 +58,44 @@ class Choices:
     agreed: gr.BrowserState
 
 
-def chat_tab(demo: gr.Blocks, line: Line, knowledge: Knowledge) -> Choices:
-    """Lay out the tab inside `demo`, connect it, and return what other tabs share."""
+def chat_tab(demo: gr.Blocks, line: Line, knowledge: Knowledge, dataset: Dataset | None, seal: Seal) -> Choices:
+    """Lay out the tab inside `demo`, connect it, and return what other tabs share.
+
+    `dataset` gets the feedback, `seal` encrypts what the browser keeps.
+    """
     engine = line.engine
+    conversation = gr.State("")  # its number; a callable here would be an endpoint of the API
     with gr.Row(elem_id="chat-tab"):
         with gr.Column(elem_id="talk", scale=1):
             with gr.Column(elem_id="welcome"):
-                gr.Markdown(WELCOME)
-                theme = gr.Radio(
-                    list(EXAMPLES), value=next(iter(EXAMPLES)), label="Theme", show_label=False, elem_id="themes"
-                )
+                gr.Markdown(word("welcome"))
+                themes = [(word(f"examples.{name}"), name) for name in EXAMPLES]
+                theme = gr.Radio(themes, value=themes[0][1], label=word("theme"), show_label=False, elem_id="themes")
                 with gr.Column(elem_id="examples"):
-                    first = EXAMPLES[next(iter(EXAMPLES))]
-                    examples = [gr.Button(text, elem_classes="example") for text in first]
+                    examples = [
+                        gr.Button(word(f"examples.{question}"), elem_classes="example")
+                        for question in EXAMPLES[themes[0][1]]
+                    ]
             chatbot = _chatbot()
+            feedback_panel(chatbot, conversation, dataset)
             with gr.Column(elem_id="consent", visible=False) as consent:
-                gr.Markdown(CONSENT)
-                agree = gr.Button("I understand", variant="primary", elem_id="agree")
-            status = gr.HTML(_status(talk.who(engine, chat.adapter_name(engine, ""))), elem_id="status")
+                gr.Markdown(word("consent"))
+                agree = gr.Button(word("agree"), variant="primary", elem_id="agree")
+            status = gr.HTML(_ready(engine), elem_id="status")
             box = gr.Textbox(
                 elem_id="message",
-                label="Your message",
+                label=word("message"),
                 show_label=False,
-                placeholder="Ask a health question",
+                placeholder=word("ask"),
                 lines=1,
                 max_lines=8,
                 submit_btn=True,
                 autofocus=True,
             )
-            gr.HTML(
-                "<kbd>Enter</kbd> sends · <kbd>Shift</kbd> <kbd>Enter</kbd> new line · <kbd>Esc</kbd> stops · "
-                "<kbd>/</kbd> back to the question",
-                elem_id="keys",
-            )
+            gr.HTML(word("english_only"), elem_id="english-only")
+            gr.HTML(word("keys"), elem_id="keys")
         with gr.Column(elem_id="aside", scale=0, min_width=280):
+            history = history_panel(seal)
             choices, system = _aside(engine, knowledge)
 
     respond = _responder(line, knowledge)
@@ -111,15 +110,29 @@ def chat_tab(demo: gr.Blocks, line: Line, knowledge: Knowledge) -> Choices:
         chatbot.option_select(_take_option, [chatbot, c.agreed, c.region], outputs, **at_once),
         chatbot.retry(_take_again, [chatbot], outputs, **at_once),
         chatbot.edit(_take_edited, [chatbot, c.agreed, c.region], outputs, **at_once),
-        *(button.click(_take, [button, chatbot, c.agreed, c.region], outputs, **at_once) for button in examples),
+        *(
+            button.click(_taker(number), [theme, chatbot, c.agreed, c.region], outputs, **at_once)
+            for number, button in enumerate(examples)
+        ),
     ]
     running: list[Any] = [start.success(respond, inputs, outputs, **at_once) for start in starts]
-    box.stop(_stopped, [chatbot], outputs, cancels=running, queue=False, show_progress="hidden", **private)
+    stop = box.stop(_stopped, [chatbot], outputs, cancels=running, queue=False, show_progress="hidden", **private)
     chatbot.clear(_cleared(engine), None, outputs, cancels=running, queue=False, show_progress="hidden", **private)
-    chatbot.undo(_undo, [chatbot], [chatbot, box], queue=False, show_progress="hidden", **private)
+    gr.on([demo.load, chatbot.clear], new_conversation, None, conversation, queue=False, **private)
+    undo = chatbot.undo(_undo, [chatbot], [chatbot, box], queue=False, show_progress="hidden", **private)
+    connect_history(
+        demo, history, seal, engine, conversation, c.region, outputs,
+        lambda shown: (shown, _box(), _ready(engine)),
+        ended=[*starts, *running, stop, undo],
+        running=running,
+    )  # fmt: skip
 
     theme.change(
-        lambda chosen: [gr.update(value=text) for text in EXAMPLES[chosen]], theme, examples, queue=False, **private
+        lambda chosen: [gr.update(value=word(f"examples.{question}")) for question in EXAMPLES[chosen]],
+        theme,
+        examples,
+        queue=False,
+        **private,
     )
     agree.click(
         lambda: (time.strftime("%Y-%m-%d"), gr.update(visible=False), gr.update(autofocus=True)),
@@ -139,11 +152,11 @@ def chat_tab(demo: gr.Blocks, line: Line, knowledge: Knowledge) -> Choices:
 def _chatbot() -> gr.Chatbot:
     return gr.Chatbot(
         elem_id="chat",
-        label="Conversation",
+        label=word("conversation"),
         show_label=False,
         buttons=["copy", "copy_all"],
         editable="user",
-        feedback_options=None,
+        feedback_options=("Like", "Dislike"),
         watermark=chat.DISCLAIMER,
         latex_delimiters=[],  # "$5 or $10" is no formula
         sanitize_html=True,
@@ -159,34 +172,33 @@ def _aside(engine: Engine, knowledge: Knowledge) -> tuple[Choices, gr.Textbox]:
     adapter = gr.Radio(
         [*engine.adapters, "base"],
         value=next(iter(engine.adapters), "base"),
-        label="Adapter",
-        info=f"Fine-tuned on top of {engine.base}; base is the model without.",
+        label=word("adapter"),
+        info=word("adapter_info"),
         elem_id="adapter",
     )
     rest_on = gr.Checkbox(
         len(knowledge) > 0,
-        label="Answer from the knowledge base",
-        info="The model reads passages first, and you see which." if len(knowledge) else "None was opened.",
+        label=word("rest_on"),
+        info=word("rest_on_info" if len(knowledge) else "no_knowledge"),
         interactive=len(knowledge) > 0,
     )
-    manner = gr.Radio(list(MANNERS), value="Balanced", label="Manner", elem_id="manner")
-    with gr.Accordion("Where you are", open=False, elem_id="where"):
+    manners = [(word(name), name) for name in MANNERS]
+    manner = gr.Radio(manners, value="balanced", label=word("manner"), elem_id="manner")
+    with gr.Accordion(word("where"), open=False, elem_id="where"):
         region = gr.Radio(
-            [(label, code) for code, label in COUNTRIES.items()],
+            [(word(f"country_{code}"), code) for code in ("", *triage.REGIONS)],
             value="",
-            label="Country",
-            info="For the telephone numbers on a card against danger.",
+            label=word("country"),
+            info=word("country_info"),
             elem_id="region",
         )
-    with gr.Accordion("Fine control", open=False, elem_id="fine"):
-        temperature = gr.Slider(0, 1.5, 0.7, step=0.1, label="Temperature", info="0 always gives the same answer.")
-        max_tokens = gr.Slider(
-            16, 1024, 512, step=16, label="Longest answer", info="In tokens, about ¾ of a word each."
-        )
-        seed = gr.Number(-1, precision=0, label="Seed", info="-1 draws a new one each time.")
+    with gr.Accordion(word("fine"), open=False, elem_id="fine"):
+        temperature = gr.Slider(0, 1.5, 0.7, step=0.1, label=word("temperature"), info=word("temperature_info"))
+        max_tokens = gr.Slider(16, 1024, 512, step=16, label=word("longest"), info=word("longest_info"))
+        seed = gr.Number(-1, precision=0, label=word("seed"), info=word("seed_info"))
         system = gr.Textbox(
-            label="System prompt",
-            info="What the model is told first. The layer against danger stands outside it.",
+            label=word("system"),
+            info=word("system_info"),
             placeholder=chat.system_prompt(engine, chat.adapter_name(engine, "")),
             lines=3,
             max_lines=8,
@@ -250,8 +262,8 @@ def _responder(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[tuple
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """Stream the answer to the last message of `history`."""
-        same = gr.skip()
-        yield same, same, _status("Thinking ...")  # a generator that has yielded can be closed at once
+        same, lang = gr.skip(), language.of(request)
+        yield same, same, _status(say(lang, "thinking"))  # a generator that has yielded can be closed at once
         *earlier, last = history
         shown, cancel, told = history, Event(), ""
         searched = rest_on and len(knowledge) > 0
@@ -266,101 +278,124 @@ def _responder(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[tuple
                 knowledge=knowledge if rest_on else None,
                 cancel=cancel,
                 region=region or None,
+                language=lang,
                 system=(system or "").strip(),
             )
             for text, piece in paced(pieces):
-                shown = [*history, *talk.card(piece.assessment), *talk.answer(text)]
+                shown = [*history, *talk.card(piece.assessment, lang), *talk.answer(text, lang=lang)]
                 if piece.final is not None:
                     yield (
-                        [*history, *_ended(engine, knowledge, piece, searched, drawn.seed or 0)],
+                        [*history, *_ended(engine, knowledge, piece, searched, drawn.seed or 0, lang)],
                         _box(),
-                        _gauge(engine, piece),
+                        _gauge(engine, piece, lang),
                     )
                 elif not agreed:  # only a card against danger comes without consent
                     yield (
-                        [*shown, talk.note("No answer yet", "Please read and accept the note below first.")],
+                        [*shown, talk.note(say(lang, "no_answer_yet"), say(lang, "accept_below"))],
                         _box(),
                         "",
                     )
                     return
                 else:
                     place, seconds = line.place(cancel)
-                    now = _status(_progress(text, place, seconds))
+                    now = _status(_progress(lang, text, place, seconds))
                     fresh = shown if len(shown) > len(history) else same
                     yield fresh, same, now if now != told else same
                     told = now
         except (ChatError, EngineError) as error:
-            yield [*shown, talk.note("No answer", str(error))], _box(), _status("No answer")
+            none = say(lang, "no_answer")
+            yield [*shown, talk.note(none, language.told(lang, error))], _box(), _status(none)
         except Exception as error:
             log.error("reply failed: %s", type(error).__name__)  # the type alone: a message could quote the visitor
-            text = "Something went wrong on our side. Use retry to ask again."
-            yield [*shown, talk.note("No answer", text)], _box(), _status("No answer")
+            none = say(lang, "no_answer")
+            yield [*shown, talk.note(none, say(lang, "went_wrong"))], _box(), _status(none)
 
     return respond
 
 
-def _ended(engine: Engine, knowledge: Knowledge, piece: Reply, searched: bool, seed: int) -> History:
+def _ended(engine: Engine, knowledge: Knowledge, piece: Reply, searched: bool, seed: int, lang: str) -> History:
     """Return the entries of a finished answer; in a crisis the card stands alone."""
-    entries = [*talk.card(piece.assessment), *talk.answer(piece.final or "", piece.passages, ended=True)]
+    answer = talk.answer(piece.final or "", piece.passages, ended=True, lang=lang)
+    entries = [*talk.card(piece.assessment, lang), *answer]
     if piece.assessment.level == "crisis" or not piece.final:
         return entries
     follow_up = talk.follow_ups(knowledge, piece.passages) if piece.assessment.level == "none" else []
-    return [*entries, talk.report(engine, piece, searched=searched, seed=seed, follow_up=follow_up)]
+    return [*entries, talk.report(engine, piece, searched=searched, seed=seed, follow_up=follow_up, lang=lang)]
 
 
-def _progress(text: str, place: int, seconds: float) -> str:
+def _progress(lang: str, text: str, place: int, seconds: float) -> str:
     if place:
-        return f"Number {place} in line, about {max(1, round(seconds))} s to go"
+        return say(lang, "in_line", place=place, seconds=max(1, round(seconds)))
     if text:
-        return "Reasoning ..." if talk.split_reasoning(text)[1] == "" else "Writing ..."
-    return "Thinking ..."
+        return say(lang, "reasoning_now" if talk.split_reasoning(text)[1] == "" else "writing")
+    return say(lang, "thinking")
 
 
 def _status(text: str, more: str = "") -> str:
     return f"<span class='now'>{escape(text)}</span>{more}"
 
 
-def _gauge(engine: Engine, piece: Reply) -> str:
+def _ready(engine: Engine) -> str:
+    """Return the status before the first question: who answers."""
+    return f"<span class='now'>{talk.who(engine, chat.adapter_name(engine, ''), word('on'))}</span>"
+
+
+def _gauge(engine: Engine, piece: Reply, lang: str) -> str:
     """Return the status after an answer: how full the context is, and what no longer fits."""
     stats = piece.delta.stats
     if stats is None:
-        return _status("Done")
+        return _status(say(lang, "done"))
     used = min(1.0, (stats.prompt_tokens + stats.completion_tokens) / engine.context)
-    label = f"Context {used:.0%} of {engine.context:,} tokens"
+    label = say(lang, "context", used=f"{used:.0%}", all=f"{engine.context:,}")
     gauge = (
-        f"<span class='gauge' role='meter' aria-label='Context used' aria-valuemin='0' aria-valuemax='100' "
-        f"aria-valuenow='{used * 100:.0f}' title='{label}'><i style='inline-size:{used:.0%}'></i></span>"
-        f"<span class='small'>{label}</span>"
+        f"<span class='gauge' role='meter' aria-label='{escape(say(lang, 'context_used'))}' aria-valuemin='0' "
+        f"aria-valuemax='100' aria-valuenow='{used * 100:.0f}' title='{label}'>"
+        f"<i style='inline-size:{used:.0%}'></i></span><span class='small'>{label}</span>"
     )
     if piece.dropped_turns:
-        questions = "question" if piece.dropped_turns == 1 else f"{piece.dropped_turns} questions"
-        gauge += f"<span class='small dropped'>The oldest {questions} no longer fitted and was left out.</span>"
-    return _status("Done", gauge)
+        dropped = say(lang, "dropped_one" if piece.dropped_turns == 1 else "dropped_more", count=piece.dropped_turns)
+        gauge += f"<span class='small dropped'>{dropped}</span>"
+    return _status(say(lang, "done"), gauge)
 
 
-def _take(message: str, history: History, agreed: str, region: str) -> tuple[Any, ...]:
+def _take(message: str, history: History, agreed: str, region: str, request: gr.Request) -> tuple[Any, ...]:
     """Move a valid message from the box into the conversation; an invalid one stays where it is, with a sentence."""
-    flat = talk.flatten(history)
+    flat, lang = talk.flatten(history), language.of(request)
+    title = say(lang, "not_sent")
     try:
         chat.conversation(message, flat)
     except ChatError as error:
-        raise gr.Error(str(error), title="Not sent", duration=None, print_exception=False) from error
+        said = language.told(lang, error)
+        raise gr.Error(said, title=title, duration=None, print_exception=False) from error
     if not agreed and chat.assess(message, flat, region).level == "none":
-        raise gr.Error("Please read the note above your question and accept it first.", title="Not sent", duration=8)
+        raise gr.Error(say(lang, "accept_above"), title=title, duration=8)
     asked = [*history, {"role": "user", "content": message.strip()}]
-    return asked, _box(running=True, value=""), _status("Thinking ...")
+    return asked, _box(running=True, value=""), _status(say(lang, "thinking"))
 
 
-def _take_option(history: History, agreed: str, region: str, event: gr.SelectData) -> tuple[Any, ...]:
-    return _take(event.value, history, agreed, region)
+def _taker(number: int) -> Callable[..., tuple[Any, ...]]:
+    """Return what asks an example of the theme. It is asked in English, in which passages and answers are."""
+
+    def take(theme: str, history: History, agreed: str, region: str, request: gr.Request) -> tuple[Any, ...]:
+        return _take(EXAMPLES[theme][number], history, agreed, region, request)
+
+    return take
 
 
-def _take_again(history: History, event: gr.RetryData) -> tuple[Any, ...]:
-    return history[: _index(event) + 1], _box(running=True), _status("Thinking again ...")
+def _take_option(
+    history: History, agreed: str, region: str, event: gr.SelectData, request: gr.Request
+) -> tuple[Any, ...]:
+    return _take(event.value, history, agreed, region, request)
 
 
-def _take_edited(history: History, agreed: str, region: str, event: gr.EditData) -> tuple[Any, ...]:
-    asked, _, status = _take(event.value, history[: _index(event)], agreed, region)
+def _take_again(history: History, event: gr.RetryData, request: gr.Request) -> tuple[Any, ...]:
+    return history[: _index(event) + 1], _box(running=True), _status(say(language.of(request), "thinking_again"))
+
+
+def _take_edited(
+    history: History, agreed: str, region: str, event: gr.EditData, request: gr.Request
+) -> tuple[Any, ...]:
+    asked, _, status = _take(event.value, history[: _index(event)], agreed, region, request)
     return asked, _box(running=True), status
 
 
@@ -373,29 +408,31 @@ def _index(event: Any) -> int:
     return event.index if isinstance(event.index, int) else event.index[0]
 
 
-def _stopped(history: History) -> tuple[Any, ...]:
+def _stopped(history: History, request: gr.Request) -> tuple[Any, ...]:
     """Say under the answer that it was stopped; before the first word a note takes its place."""
+    lang = language.of(request)
     last = talk.kind(history[-1]) if history else talk.REPORT
     if last in ("user", talk.CARD):
-        history = [*history, talk.note("Stopped", "Stopped before the first word. Use retry to ask again.")]
+        history = [*history, talk.note(say(lang, "stopped"), say(lang, "stopped_early"))]
     elif last not in (talk.REPORT, talk.NOTE):
-        history = [*history, talk.stopped()]
-    return history, _box(), _status("Stopped")
+        history = [*history, talk.stopped(lang)]
+    return history, _box(), _status(say(lang, "stopped"))
 
 
 def _cleared(engine: Engine) -> Callable[[], tuple[Any, ...]]:
-    return lambda: ([], _box(), _status(talk.who(engine, chat.adapter_name(engine, ""))))
+    return lambda: ([], _box(), _ready(engine))
 
 
-def _other_region(history: History, region: str) -> History:
+def _other_region(history: History, region: str, request: gr.Request) -> History:
     """Return the conversation with the numbers of another region on its cards."""
+    lang, shown = language.of(request), []
     said: list[str] = []
-    shown = []
     for item in history:
         if talk.kind(item) == "user":
             said.append(talk.text_of(item))
         elif talk.kind(item) == talk.CARD:
-            item = talk.card(chat.assess(said[-1], [{"role": "user", "content": s} for s in said[:-1]], region))[0]
+            earlier = [{"role": "user", "content": text} for text in said[:-1]]
+            item = talk.card(chat.assess(said[-1], earlier, region, lang), lang)[0]
         shown.append(item)
     return shown
 

@@ -19,51 +19,51 @@ from medchat.engines import EngineError
 from medchat.knowledge import Knowledge
 from medchat.line import Line
 from medchat.ui import conversation as talk
+from medchat.ui import language
 from medchat.ui.chat_tab import Choices, paced, sampling, visitor
+from medchat.ui.language import shown as word
+from medchat.ui.language import text
 
-INTRO = """## Compare
-One question, two answers with the same seed. Blind hides who wrote which until you have judged."""
-LABELS = {"a": "A is better", "b": "B is better", "both good": "Both are good", "both bad": "Both are bad"}
-WAITING = "<p class='empty'>The answer comes here.</p>"
+VOTES = {"a": "vote_a", "b": "vote_b", "both good": "vote_both_good", "both bad": "vote_both_bad"}
+WAITING = "<p class='empty'>{}</p>"
 
 log = logging.getLogger("medchat")
 
 
-def compare_tab(line: Line, knowledge: Knowledge, choices: Choices) -> list[gr.Radio]:
-    """Lay out the tab inside the open gr.Blocks, connect it, and return its two adapter pickers."""
+def compare_tab(demo: gr.Blocks, line: Line, knowledge: Knowledge, choices: Choices) -> list[gr.Radio]:
+    """Lay out the tab inside `demo`, connect it, and return its two adapter pickers."""
     names = [*line.engine.adapters, "base"]
-    gr.Markdown(INTRO, elem_classes="intro")
+    gr.Markdown(word("compare_intro"), elem_classes="intro")
     question = gr.Textbox(
         elem_id="question",
-        label="Question for both",
-        placeholder="What helps against heartburn?",
+        label=word("question"),
+        placeholder=word("question_example"),
         lines=1,
         max_lines=6,
-        submit_btn="Compare",
+        submit_btn=True,  # gets its name when the page is loaded
     )
     with gr.Row(elem_id="sides"):
-        left = gr.Radio(names, value=names[0], label="Adapter for one side", elem_id="left")
-        right = gr.Radio(names, value=names[-1], label="Adapter for the other side", elem_id="right")
-        blind = gr.Checkbox(True, label="Blind", info="Names and sides stay hidden until you judge.", elem_id="blind")
+        left = gr.Radio(names, value=names[0], label=word("left"), elem_id="left")
+        right = gr.Radio(names, value=names[-1], label=word("right"), elem_id="right")
+        blind = gr.Checkbox(True, label=word("blind"), info=word("blind_info"), elem_id="blind")
     card = gr.Markdown(elem_id="compare-card", visible=False)
     status = gr.HTML("", elem_id="compare-status")
     with gr.Row(elem_id="answers", equal_height=True):
         shown = [gr.Column(elem_classes="side") for _ in "ab"]
         heads, texts = [], []
-        for side, column in zip("AB", shown, strict=True):
+        for side, column in zip("ab", shown, strict=True):
             with column:
-                heads.append(gr.HTML(_head(side), elem_classes="side-head"))
-                texts.append(
-                    gr.Markdown(WAITING, elem_id=f"answer-{side.lower()}", sanitize_html=True, latex_delimiters=[])
-                )
+                heads.append(gr.HTML(_head(word(f"answer_{side}")), elem_classes="side-head"))
+                waiting = WAITING.format(word("answer_here"))
+                texts.append(gr.Markdown(waiting, elem_id=f"answer-{side}", sanitize_html=True, latex_delimiters=[]))
     keep = gr.Checkbox(
         False,
-        label="Keep the question and both answers with my judgement",
-        info="Stored on this machine, without your name, for training better adapters. Else only who won is kept.",
+        label=word("keep"),
+        info=word("keep_info"),
         elem_id="keep",
     )
     with gr.Row(elem_id="votes"):
-        buttons = [gr.Button(label, interactive=False, elem_classes="vote") for label in LABELS.values()]
+        buttons = [gr.Button(word(name), interactive=False, elem_classes="vote") for name in VOTES.values()]
     told = gr.HTML("", elem_id="tally")
     outcome = gr.State(None)  # the votes.Vote to be, without its choice
 
@@ -77,15 +77,9 @@ def compare_tab(line: Line, knowledge: Knowledge, choices: Choices) -> list[gr.R
         concurrency_limit=None,
         **private,
     )  # fmt: skip
-    question.stop(
-        lambda: (gr.update(value="<span class='now'>Stopped</span>"), gr.update(submit_btn="Compare", stop_btn=False)),
-        None,
-        [status, question],
-        cancels=[run],
-        queue=False,
-        **private,
-    )
-    for button, choice in zip(buttons, LABELS, strict=True):
+    question.stop(_stopped, None, [status, question], cancels=[run], queue=False, **private)
+    demo.load(_idle, None, question, queue=False, **private)
+    for button, choice in zip(buttons, VOTES, strict=True):
         button.click(
             _voter(choice), [outcome, keep], [*heads, *buttons, told, outcome],
             concurrency_limit=None, **private,
@@ -107,33 +101,37 @@ def _comparer(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[tuple[
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
         """Stream both answers; the two replies take turns, since each yields at least every 0.1 s."""
-        same = gr.skip()
+        same, lang = gr.skip(), language.of(request)
+        waiting = WAITING.format(text(lang, "answer_here"))
         sides = [left, right]
         if blind:
             random.shuffle(sides)
         hidden = ["", ""] if blind else sides
         try:
-            flagged = chat.assess(question, [], region or None)
+            flagged = chat.assess(question, [], region or None, lang)
             if not agreed and flagged.level == "none":
-                raise ChatError("The note on the Chat tab is not accepted yet.", "Please read and accept it first.")
+                raise ChatError(text(lang, "accept_on_chat"), "")
             chat.conversation(question, [])
             drawn = sampling(max_tokens, temperature, -1)
         except ChatError as error:
-            raise gr.Error(str(error), title="Not sent", duration=None, print_exception=False) from error
-        shown = talk.card(flagged)
+            raise gr.Error(
+                language.told(lang, error), title=text(lang, "not_sent"), duration=None, print_exception=False
+            ) from error
+        shown = talk.card(flagged, lang)
         opening = gr.update(value=talk.text_of(shown[0]) if shown else "", visible=bool(shown))
         off = [gr.update(interactive=False)] * 4
-        start = [_head(side, name) for side, name in zip("AB", hidden, strict=True)]
+        titles = [text(lang, "answer_a"), text(lang, "answer_b")]
+        start = [_head(title, name) for title, name in zip(titles, hidden, strict=True)]
         running = gr.update(submit_btn=False, stop_btn=True)
-        yield opening, _now("Thinking ..."), *start, WAITING, WAITING, *off, "", None, running
-        idle = gr.update(submit_btn="Compare", stop_btn=False)
+        yield opening, _now(text(lang, "thinking")), *start, waiting, waiting, *off, "", None, running
+        idle = _idle(request)
         if flagged.level == "crisis" or not agreed:
-            yield same, _now("See the card above."), same, same, "", "", *off, "", None, idle
+            yield same, _now(text(lang, "see_card")), same, same, "", "", *off, "", None, idle
             return
 
         who = line.for_visitor(visitor(request))
         replies = [
-            _Side(chat.reply(
+            _Side(lang, chat.reply(
                 who, question, adapter=name, sampling=drawn, knowledge=knowledge if rest_on else None, cancel=Event()
             ))
             for name in sides
@@ -141,15 +139,15 @@ def _comparer(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[tuple[
         while any(not reply.ended for reply in replies):
             for reply in replies:
                 reply.go_on()
-            status = "Writing ..." if any(reply.text for reply in replies) else "Thinking ..."
-            yield same, _now(status), same, same, *(reply.text or WAITING for reply in replies), *[same] * 7
+            now = _now(text(lang, "writing" if any(reply.text for reply in replies) else "thinking"))
+            yield same, now, same, same, *(reply.text or waiting for reply in replies), *[same] * 7
         (name_a, name_b), (answer_a, answer_b) = sides, [reply.text for reply in replies]
         seed = drawn.seed or 0
         vote = votes.Vote(line.engine.base, name_a, name_b, "", blind, seed, question.strip(), answer_a, answer_b)
         failed = any(reply.failed for reply in replies)
-        feet = [_head(side, name, reply.facts) for side, name, reply in zip("AB", hidden, replies, strict=True)]
+        feet = [_head(title, name, reply.facts) for title, name, reply in zip(titles, hidden, replies, strict=True)]
         can = [gr.update(interactive=not failed)] * 4
-        done = _now("" if failed else "Which answer is better?")
+        done = _now("" if failed else text(lang, "which"))
         yield same, done, *feet, *(reply.text for reply in replies), *can, "", None if failed else vote, idle
 
     return compare
@@ -158,8 +156,8 @@ def _comparer(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[tuple[
 class _Side:
     """One of the two answers while it comes in."""
 
-    def __init__(self, pieces: Iterator[Reply]):
-        self._pieces = paced(pieces)
+    def __init__(self, lang: str, pieces: Iterator[Reply]):
+        self._lang, self._pieces = lang, paced(pieces)
         self.text, self.facts = "", ""
         self.ended = self.failed = False
 
@@ -168,24 +166,25 @@ class _Side:
         if self.ended:
             return
         try:
-            text, piece = next(self._pieces)
-            self.text = piece.final if piece.final is not None else text
+            said, piece = next(self._pieces)
+            self.text = piece.final if piece.final is not None else said
             if piece.final is not None:
                 self.ended = True
                 if stats := piece.delta.stats:
-                    self.facts = f"{stats.completion_tokens} tokens · {stats.tokens_per_second:.0f} tokens/s"
+                    self.facts = talk.pace(self._lang, stats)
         except StopIteration:
             self.ended = True
         except (ChatError, EngineError) as error:
-            self.text, self.ended, self.failed = str(error), True, True
+            self.text, self.ended, self.failed = language.told(self._lang, error), True, True
         except Exception as error:
             log.error("comparison failed: %s", type(error).__name__)
-            self.text, self.ended, self.failed = "Something went wrong on our side. Please try again.", True, True
+            self.text, self.ended, self.failed = text(self._lang, "went_wrong_again"), True, True
 
 
 def _voter(choice: str) -> Callable[..., tuple[Any, ...]]:
-    def vote(outcome: votes.Vote | None, keep: bool) -> tuple[Any, ...]:
+    def vote(outcome: votes.Vote | None, keep: bool, request: gr.Request) -> tuple[Any, ...]:
         """Store the judgement, say who was who, and how the votes stand."""
+        lang = language.of(request)
         if outcome is None:
             return (*[gr.skip()] * 8,)
         judged = replace(outcome, choice=choice)
@@ -193,24 +192,33 @@ def _voter(choice: str) -> Callable[..., tuple[Any, ...]]:
             judged = replace(judged, question="", answer_a="", answer_b="")
         try:
             votes.add(judged)
-            told = _standing(choice, votes.tally())
+            told = _standing(lang, choice, votes.tally())
         except (sqlite3.Error, OSError) as error:
             log.error("vote not stored: %s", type(error).__name__)
-            told = "<p>Your judgement could not be stored here; the names are shown above.</p>"
-        heads = [_head(side, name) for side, name in (("A", outcome.adapter_a), ("B", outcome.adapter_b))]
+            told = f"<p>{text(lang, 'not_stored')}</p>"
+        named = (("answer_a", outcome.adapter_a), ("answer_b", outcome.adapter_b))
+        heads = [_head(text(lang, title), name) for title, name in named]
         return (*heads, *[gr.update(interactive=False)] * 4, told, None)
 
     return vote
 
 
-def _standing(choice: str, tally: dict[str, int]) -> str:
-    listed = ", ".join(f"{escape(name)} {count}" for name, count in tally.items())
-    return f"<p>Thank you: {LABELS[choice].lower()}. Wins so far on this machine: {listed or 'none'}.</p>"
+def _idle(request: gr.Request) -> Any:
+    return gr.update(submit_btn=text(language.of(request), "compare"), stop_btn=False)
 
 
-def _head(side: str, name: str = "", facts: str = "") -> str:
+def _stopped(request: gr.Request) -> tuple[Any, Any]:
+    return gr.update(value=_now(text(language.of(request), "stopped"))), _idle(request)
+
+
+def _standing(lang: str, choice: str, tally: dict[str, int]) -> str:
+    wins = ", ".join(f"{escape(name)} {count}" for name, count in tally.items()) or text(lang, "none")
+    return f"<p>{text(lang, 'thanks', choice=text(lang, VOTES[choice]), wins=wins)}</p>"
+
+
+def _head(title: str, name: str = "", facts: str = "") -> str:
     who = f" <b>{escape(name)}</b>" if name else ""
-    return f"<h3>Answer {side}{who}</h3><span class='small'>{escape(facts)}</span>"
+    return f"<h3>{title}{who}</h3><span class='small'>{escape(facts)}</span>"
 
 
 def _now(text: str) -> str:

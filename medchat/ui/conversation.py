@@ -12,15 +12,15 @@ from html import escape
 from typing import Any
 
 from medchat.chat import Reply
-from medchat.engines import Engine
+from medchat.engines import Engine, Stats
 from medchat.knowledge import Knowledge, Passage, cite, sentences, unsupported_sentences
 from medchat.prompt import Message
 from medchat.triage import Assessment
+from medchat.ui.language import text as word
 
 CARD, REASONING, REPORT, NOTE = "card", "reasoning", "report", "note"
-ENDED = {"stop": "ended by itself", "length": "cut at the length limit", "cancelled": "stopped"}
 UNSUPPORTED = "[?]"  # stands behind a sentence that no passage supports, as "[1]" behind one that the first does
-ELSEWHERE = '<a class="elsewhere" href="#where">Numbers of another country</a>'
+ELSEWHERE = '<a class="elsewhere" href="#where">{}</a>'
 MARKS = re.compile(r" \[(?:\d{1,2}|\?)\]")
 
 History = list[dict[str, Any]]
@@ -62,27 +62,33 @@ def flatten(history: History) -> list[Message]:
     return messages
 
 
-def card(assessment: Assessment) -> History:
-    """Return the card against danger: Markdown within an alert, which the style sheet draws and readers speak first."""
+def card(assessment: Assessment, lang: str = "en") -> History:
+    """Return the card against danger: Markdown within an alert, which the style sheet draws and readers speak first.
+
+    `lang` is the language of what is around the card; its own text has one already (triage.check).
+    """
     if not assessment.message:
         return []
+    elsewhere = ELSEWHERE.format(word(lang, "elsewhere"))
     opening = f'<div class="card {assessment.level}" role="alert" dir="auto">'
-    return [_entry(f"{opening}\n\n{assessment.message}\n\n{ELSEWHERE}</div>", CARD)]
+    return [_entry(f"{opening}\n\n{assessment.message}\n\n{elsewhere}</div>", CARD)]
 
 
 def plain_card(content: str) -> str:
     """Return a card's text without its frame."""
-    return re.sub(r"^<div [^>]*>\s*", "", content).removesuffix("</div>").removesuffix(ELSEWHERE).strip()
+    link = re.escape(ELSEWHERE).replace(r"\{\}", "[^<]*")
+    return re.sub(rf"^<div [^>]*>\s*|(?:{link})?</div>$", "", content).strip()
 
 
-def answer(text: str, passages: Sequence[Passage] = (), *, ended: bool = False) -> History:
+def answer(text: str, passages: Sequence[Passage] = (), *, ended: bool = False, lang: str = "en") -> History:
     """Return the entries of an answer so far; one that has ended gets its marks where no passage supports it."""
     reasoning, text = split_reasoning(text)
     entries = []
     if reasoning:
         state = "" if text or ended else " open"
         told = escape(reasoning).replace("\n", "<br>")
-        entries.append(_entry(f"<details class='fold'{state}><summary>Reasoning</summary>{told}</details>", REASONING))
+        head = f"<summary>{word(lang, 'reasoning')}</summary>"
+        entries.append(_entry(f"<details class='fold'{state}>{head}{told}</details>", REASONING))
     if text:
         entries.append({"role": "assistant", "content": marked(text, passages) if ended and passages else text})
     return entries
@@ -105,9 +111,11 @@ def marked(text: str, passages: Sequence[Passage]) -> str:
     return out + rest
 
 
-def report(engine: Engine, piece: Reply, *, searched: bool, seed: int, follow_up: History) -> dict[str, Any]:
+def report(
+    engine: Engine, piece: Reply, *, searched: bool, seed: int, follow_up: History, lang: str = "en"
+) -> dict[str, Any]:
     """Return the entry under a finished answer: what it rests on, who gave it, and questions to go on with."""
-    entry = _entry(_sources(piece, searched) + _facts(engine, piece, seed), REPORT)
+    entry = _entry(_sources(piece, searched, lang) + _facts(engine, piece, seed, lang), REPORT)
     return entry | ({"options": follow_up} if follow_up else {})
 
 
@@ -116,9 +124,9 @@ def note(title: str, text: str) -> dict[str, Any]:
     return _entry(f"<div class='note' role='status'><b>{escape(title)}.</b> {escape(text)}</div>", NOTE)
 
 
-def stopped() -> dict[str, Any]:
+def stopped(lang: str = "en") -> dict[str, Any]:
     """Return the entry under an answer that the visitor stopped."""
-    return _entry("<p class='rest'>Stopped before the end.</p>", REPORT)
+    return _entry(f"<p class='rest'>{word(lang, 'stopped_late')}</p>", REPORT)
 
 
 def follow_ups(knowledge: Knowledge, passages: Sequence[Passage]) -> History:
@@ -132,20 +140,24 @@ def follow_ups(knowledge: Knowledge, passages: Sequence[Passage]) -> History:
     return [{"label": title.partition(": ")[2].capitalize(), "value": f"{title}?"} for title in titles[:3]]
 
 
-def who(engine: Engine, adapter: str) -> str:
-    """Return which adapter on which base; `adapter` is a name of the engine's, "" for none."""
-    return f"{adapter or 'base'} on {engine.base}"
+def who(engine: Engine, adapter: str, on: str) -> str:
+    """Return which adapter `on` which base; `adapter` is a name of the engine's, "" for none."""
+    return f"{adapter or 'base'} {on} {engine.base}"
 
 
-def _sources(piece: Reply, searched: bool) -> str:
+def pace(lang: str, stats: Stats) -> str:
+    """Return how long an answer is and how fast it came."""
+    speed = word(lang, "tokens_per_second", speed=f"{stats.tokens_per_second:.0f}")
+    return f"{word(lang, 'tokens', count=stats.completion_tokens)} · {speed}"
+
+
+def _sources(piece: Reply, searched: bool, lang: str) -> str:
     """Return the panel with each passage, its page, and the sentences that the answer leans on marked."""
     if not searched:
-        return "<p class='rest'>The knowledge base is off: this answer comes from the model's memory alone.</p>"
+        return f"<p class='rest'>{word(lang, 'knowledge_off')}</p>"
     if not piece.passages:
-        return (
-            "<p class='rest'>This answer rests on nothing: no passage of the knowledge base fits the question, "
-            "so it comes from the model's memory.</p>"
-        )
+        return f"<p class='rest'>{word(lang, 'rests_on_nothing')}</p>"
+    topic = piece.passages[0].title.partition(": ")[0]
     said = MARKS.sub("", piece.final or "")  # as it was before the numbers, which hide where sentences end
     used = cite(said, piece.passages)
     entries = []
@@ -153,15 +165,21 @@ def _sources(piece: Reply, searched: bool) -> str:
         quotes = [quote for cited, quote in used if cited == number]
         link = escape(passage.source)
         if passage.url:
-            link = f"<a href='{escape(passage.url)}' target='_blank' rel='noopener noreferrer'>Read on at {link}</a>"
+            read_on = word(lang, "read_on", source=link)
+            link = (
+                f"<a data-source='{link}' href='{escape(passage.url)}' target='_blank' rel='noopener noreferrer'>"
+                f"{read_on}</a>"
+            )
         title = f"<b>[{number}] {escape(passage.title)}</b>"
-        entries.append(f"<li>{title}<br>{_highlighted(passage.text, quotes)}<br>{link}</li>")
-    legend = "Marked: what the answer leans on." if used else "The answer leans on none of their sentences."
+        entries.append(f"<li dir='auto'>{title}<br>{_highlighted(passage.text, quotes)}<br>{link}</li>")
+    legend = word(lang, "marked" if used else "none_marked")
     if unsupported_sentences(said, piece.passages):
-        legend += f" {UNSUPPORTED} stands behind what no passage supports."
-    topic = escape(piece.passages[0].title.partition(": ")[0])
-    head = (
-        f"{'Rests on' if used else 'Was given'} {len(piece.passages)} passage{'s'[: len(piece.passages) > 1]}: {topic}"
+        legend += " " + word(lang, "unsupported", mark=UNSUPPORTED)
+    head = word(
+        lang,
+        ("rests_on_" if used else "was_given_") + ("more" if len(piece.passages) > 1 else "one"),
+        count=len(piece.passages),
+        topic=escape(topic),
     )
     return (
         f"<details class='fold sources'><summary>{head}</summary><ol>{''.join(entries)}</ol><p>{legend}</p></details>"
@@ -175,22 +193,28 @@ def _highlighted(text: str, quotes: Sequence[str]) -> str:
     return " ".join(parts)
 
 
-def _facts(engine: Engine, piece: Reply, seed: int) -> str:
-    """Return the folded facts of one answer; its head names who answered, how long it is and how fast it came."""
-    stats, ended = piece.delta.stats, ENDED[piece.delta.finish_reason or "stop"]
+def _facts(engine: Engine, piece: Reply, seed: int, lang: str) -> str:
+    """Return the folded facts of one answer; its head names who answered, how long it is and how fast it came.
+
+    `data-fact` names a fact in English, whatever the language, for those who read it from the page again.
+    """
+    stats, ended = piece.delta.stats, word(lang, f"ended_{piece.delta.finish_reason or 'stop'}")
     facts = {"Adapter": piece.adapter or "none", "Base": engine.base, "Engine": engine.name}
     head = [piece.adapter or "base"]
     if stats:
-        head += [f"{stats.completion_tokens} tokens", f"{stats.tokens_per_second:.0f} tokens/s"]
+        head.append(pace(lang, stats))
         facts |= {
-            "Length": f"{stats.completion_tokens} tokens",
-            "Speed": f"{stats.tokens_per_second:.1f} tokens/s",
-            "First word": f"after {stats.first_token_seconds:.2f} s",
-            "Prompt": f"{stats.prompt_tokens} tokens, {stats.cached_tokens} of them from the cache",
+            "Length": word(lang, "tokens", count=stats.completion_tokens),
+            "Speed": word(lang, "tokens_per_second", speed=f"{stats.tokens_per_second:.1f}"),
+            "First word": word(lang, "after", seconds=f"{stats.first_token_seconds:.2f}"),
+            "Prompt": word(lang, "cached", count=stats.prompt_tokens, cached=stats.cached_tokens),
         }
     facts |= {"Seed": str(seed), "End": ended}
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-    head += [ended]
+    listed = "".join(
+        f"<dt data-fact='{name}'>{word(lang, name.lower().replace(' ', '_'))}</dt><dd>{escape(value)}</dd>"
+        for name, value in facts.items()
+    )
+    head.append(ended)
     return f"<details class='fold facts'><summary>{escape(' · '.join(head))}</summary><dl>{listed}</dl></details>"
 
 

@@ -17,27 +17,28 @@ from medchat.adapters import Adapter
 from medchat.engines import Engine, EngineError, Sampling
 from medchat.errors import UserError
 from medchat.line import Line
+from medchat.ui import language
 from medchat.ui.chat_tab import visitor
+from medchat.ui.language import shown as word
+from medchat.ui.language import text as say
 
-INTRO = """## Adapters
-A LoRA adapter is a small set of weights on top of the base model; each conversation chooses its own.
-These are ready here."""
 PROOF = "What is anemia?"  # the question of the live proof
 PROOF_TOKENS = 40
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
-def model_tab(line: Line, pickers: list[gr.Radio]) -> None:
-    """Lay out the tab inside the open gr.Blocks and connect it; `pickers` get an adapter that is added."""
+def model_tab(demo: gr.Blocks, line: Line, pickers: list[gr.Radio]) -> None:
+    """Lay out the tab inside `demo` and connect it; `pickers` get an adapter that is added."""
     engine = line.engine
-    gr.Markdown(INTRO, elem_classes="intro")
-    cards = gr.HTML(_cards(engine), elem_id="adapter-cards")
+    gr.Markdown(word("adapters_intro"), elem_classes="intro")
+    cards = gr.HTML(_cards(engine, "en"), elem_id="adapter-cards")
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    demo.load(_drawer(engine), None, cards, queue=False, **private)
     if engine.adapters:
         with gr.Row(elem_id="prove-row"):
             names = list(engine.adapters)
-            proven = gr.Radio(names, value=names[0], label="Does it change the output?", elem_id="proven")
-            prove = gr.Button("Show me", elem_id="prove", scale=0, min_width=140)
+            proven = gr.Radio(names, value=names[0], label=word("prove"), elem_id="proven")
+            prove = gr.Button(word("show_me"), elem_id="prove", scale=0, min_width=140)
         proof = gr.HTML("", elem_id="proof")
         prove.click(_prover(line), proven, proof, concurrency_limit=None, **private)
         pickers = [*pickers, proven]
@@ -45,9 +46,7 @@ def model_tab(line: Line, pickers: list[gr.Radio]) -> None:
         _box(engine, cards, pickers)
     else:
         gr.Markdown(
-            f"This engine ({engine.name}) loads adapters when it starts: `python app.py --adapter org/name`, "
-            "once for each.",
-            elem_classes="intro",
+            f"{word('loaded_at_start')} `python app.py --engine {engine.name} --adapter org/name`", elem_classes="intro"
         )
 
 
@@ -55,12 +54,12 @@ def _box(engine: Any, cards: gr.HTML, pickers: list[gr.Radio]) -> None:
     """Add the box that loads another adapter from the Hub for everybody, while other visitors go on chatting."""
     known = [(entry["title"], entry["id"]) for entry in adapters.curated() if entry["base"] == engine.base]
 
-    def load(source: str) -> Iterator[tuple[Any, ...]]:
-        source = (source or "").strip()
+    def load(source: str, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        source, lang = (source or "").strip(), language.of(request)
         if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source) or Path(source).exists():
-            raise gr.Error("That is not a Hub id. Hub ids look like org/name or org/name@revision.", duration=None)
+            raise gr.Error(say(lang, "no_hub_id"), duration=None)
         same = gr.skip()
-        yield f"Fetching {source} ...", same, *[same] * len(pickers)
+        yield say(lang, "fetching", source=source), same, *[same] * len(pickers)
         try:
             loaded = engine.add_adapter(source)
         except UserError as error:
@@ -70,27 +69,28 @@ def _box(engine: Any, cards: gr.HTML, pickers: list[gr.Radio]) -> None:
             for picker in pickers
         ]
         listed[0]["value"] = loaded.name
-        yield f"**{loaded.name}** is ready, and chosen for the chat.", _cards(engine), *listed
+        yield say(lang, "ready", name=loaded.name), _cards(engine, lang), *listed
 
     box = gr.Textbox(
-        label="Another adapter",
+        label=word("another"),
         placeholder="org/name[@revision]",
-        info="Hub id of a PEFT LoRA for this base. It is checked before it is fetched.",
-        submit_btn="Load",
+        info=word("another_info"),
+        submit_btn=True,
         elem_id="hub-id",
     )
     told = gr.Markdown(elem_id="added")
     once: dict[str, Any] = {"concurrency_limit": 1, "api_visibility": "private"}
     box.submit(load, box, [told, cards, *pickers], **once)
     if known:
-        picked = gr.Radio(known, label="Known adapters for this base")
+        picked = gr.Radio(known, label=word("known"))
         picked.select(load, picked, [told, cards, *pickers], **once)
 
 
 def _prover(line: Line) -> Callable[..., Iterator[str]]:
     def prove(name: str, request: gr.Request) -> Iterator[str]:
         """Answer one question with and without the adapter, always taking the likeliest token, and show both."""
-        yield "<p class='empty'>Asking with and without it ...</p>"
+        lang = language.of(request)
+        yield f"<p class='empty'>{say(lang, 'asking_both')}</p>"
         who = line.for_visitor(visitor(request))
         told: list[str] = []
         try:
@@ -107,16 +107,16 @@ def _prover(line: Line) -> Callable[..., Iterator[str]]:
                     cancel=Event(),
                 ):
                     text += delta.text
-                    yield _proof(name, [*told, text])
+                    yield _proof(lang, name, [*told, text])
                 told.append(text)
         except EngineError as error:
             raise gr.Error(str(error), duration=None, print_exception=False) from error
-        yield _proof(name, told, done=True)
+        yield _proof(lang, name, told, done=True)
 
     return prove
 
 
-def _proof(name: str, told: list[str], *, done: bool = False) -> str:
+def _proof(lang: str, name: str, told: list[str], *, done: bool = False) -> str:
     """Return both texts, from the first word that differs marked."""
     with_it, without = [text.split() for text in [*told, ""][:2]]
     same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(with_it, without, strict=False))))
@@ -128,33 +128,35 @@ def _proof(name: str, told: list[str], *, done: bool = False) -> str:
 
     verdict = ""
     if done:
-        differ = with_it != without
-        verdict = (
-            f"<p><b>Yes.</b> Same question, same prompt, always the likeliest token: the answers part after {same} "
-            f"{'word' if same == 1 else 'words'}.</p>"
-            if differ
-            else "<p><b>Not here.</b> Both answers are the same, word for word.</p>"
-        )
+        verdict = f"<p>{say(lang, 'differs' if with_it != without else 'same', count=same)}</p>"
     return (
-        f"{verdict}<div class='pair'><div><h3>{escape(name)}</h3><p>{shown(with_it)}</p></div>"
-        f"<div><h3>base</h3><p>{shown(without)}</p></div></div>"
+        f"{verdict}<div class='pair'><div><h3>{escape(name)}</h3><p dir='auto'>{shown(with_it)}</p></div>"
+        f"<div><h3>base</h3><p dir='auto'>{shown(without)}</p></div></div>"
     )
 
 
-def _cards(engine: Engine) -> str:
-    listed = [_card(engine, adapter) for adapter in engine.adapters.values()]
-    none = "<p class='empty'>No adapter is loaded: the bare base answers.</p>"
+def _drawer(engine: Engine) -> Callable[[gr.Request], str]:
+    def draw(request: gr.Request) -> str:
+        return _cards(engine, language.of(request))
+
+    return draw
+
+
+def _cards(engine: Engine, lang: str) -> str:
+    listed = [_card(engine, adapter, lang) for adapter in engine.adapters.values()]
+    none = f"<p class='empty'>{say(lang, 'bare_base')}</p>"
     return f"<div class='cards'>{''.join(listed) or none}</div>"
 
 
-def _card(engine: Engine, adapter: Adapter) -> str:
+def _card(engine: Engine, adapter: Adapter, lang: str) -> str:
+    server_only = say(lang, "server_only")
     facts = {
-        "Source": adapter.source + (f" @ {adapter.revision[:12]}" if adapter.revision else ""),
-        "Answers on": engine.base,
-        "Trained on": adapter.base or "not recorded",
-        "Rank": str(adapter.rank) if adapter.rank else "known to the server only",
-        "Size": _size(adapter.folder) if adapter.sha256 else "known to the server only",
-        "SHA-256": f"{adapter.sha256[:16]}…" if adapter.sha256 else "known to the server only",
+        say(lang, "source"): adapter.source + (f" @ {adapter.revision[:12]}" if adapter.revision else ""),
+        say(lang, "answers_on"): engine.base,
+        say(lang, "trained_on"): adapter.base or say(lang, "not_recorded"),
+        say(lang, "rank"): str(adapter.rank) if adapter.rank else server_only,
+        say(lang, "size"): _size(adapter.folder) if adapter.sha256 else server_only,
+        "SHA-256": f"{adapter.sha256[:16]}…" if adapter.sha256 else server_only,
     }
     listed = "".join(f"<dt>{name}</dt><dd{_whole(name, adapter)}>{escape(value)}</dd>" for name, value in facts.items())
     return f"<article class='adapter'><h3>{escape(adapter.name)}</h3><dl>{listed}</dl></article>"
