@@ -107,7 +107,9 @@ def by_trl(chosen: Any, model: Any, tokenizer: Any, train_set: Any, rows: Any, f
         bf16=False,  # its default, which a CPU refuses
         use_cpu=True,
     )
-    trainer = SFTTrainer(model, arguments, train_dataset=pairs, processing_class=tokenizer, peft_config=lora(chosen, model))
+    trainer = SFTTrainer(
+        model, arguments, train_dataset=pairs, processing_class=tokenizer, peft_config=lora(chosen, model)
+    )
     started = time.perf_counter()
     trainer.train()
     return trainer.model, time.perf_counter() - started

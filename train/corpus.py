@@ -316,7 +316,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m train.corpus")
     parser.add_argument("file", nargs="?", type=Path, default=DIALOGUES)
-    parser.add_argument("--outside", nargs="+", default=[], metavar="DATASET[:CONFIG][@SPLIT]", help="compare with these")
+    parser.add_argument("--outside", nargs="+", default=[], metavar="SET[:CONFIG][@SPLIT]", help="compare with these")
     arguments = parser.parse_args()
     rows = read(arguments.file)
     for name in arguments.outside:

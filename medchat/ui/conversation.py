@@ -70,7 +70,7 @@ def card(assessment: Assessment, lang: str = "en") -> History:
     if not assessment.message:
         return []
     elsewhere = ELSEWHERE.format(word(lang, "elsewhere"))
-    opening = f'<div class="card {assessment.level}" role="alert" dir="auto">'
+    opening = f'<div class="card {assessment.level}" role="alert">'
     return [_entry(f"{opening}\n\n{assessment.message}\n\n{elsewhere}</div>", CARD)]
 
 
@@ -214,8 +214,8 @@ def _facts(engine: Engine, piece: Reply, seed: int, lang: str) -> str:
         f"<dt data-fact='{name}'>{word(lang, name.lower().replace(' ', '_'))}</dt><dd>{escape(value)}</dd>"
         for name, value in facts.items()
     )
-    head.append(ended)
-    return f"<details class='fold facts'><summary>{escape(' · '.join(head))}</summary><dl>{listed}</dl></details>"
+    told = " · ".join(f"<bdi>{escape(part)}</bdi>" for part in [*head, ended])  # names are in Latin letters
+    return f"<details class='fold facts'><summary>{told}</summary><dl>{listed}</dl></details>"
 
 
 def _entry(content: str, what: str) -> dict[str, Any]:
