@@ -9,7 +9,7 @@ from tests.pages import LOOKS, ask, expect, open_tab, opened, send, wait_for_end
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 UNNAMED = """() => [...document.querySelectorAll('button, input, textarea, select, a[href], summary, [role=button]')]
-    .filter((e) => e.offsetParent !== null && !(
+    .filter((e) => e.offsetParent !== null && e.checkVisibility() && !(
         e.getAttribute('aria-label') || e.innerText?.trim() || e.title || e.labels?.[0]?.innerText.trim() || e.alt))
     .map((e) => e.outerHTML.slice(0, 200))"""
 

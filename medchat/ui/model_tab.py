@@ -142,7 +142,7 @@ def _drawer(engine: Engine) -> Callable[[gr.Request], str]:
     return draw
 
 
-def _cards(engine: Engine, lang: str) -> str:
+def _cards(engine: Engine, lang: str = "en") -> str:
     listed = [_card(engine, adapter, lang) for adapter in engine.adapters.values()]
     none = f"<p class='empty'>{say(lang, 'bare_base')}</p>"
     return f"<div class='cards'>{''.join(listed) or none}</div>"
