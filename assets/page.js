@@ -139,7 +139,7 @@
       set(group, "aria-label", group.querySelector("[data-testid=block-info]")?.innerText.trim() || words.choices);
       group.querySelectorAll("input[type=radio]").forEach((radio) => set(radio, "name", `group-${i}`));
     });
-    document.querySelectorAll("#chat .message-content .prose > :not(details), .card > *").forEach((e) => set(e, "dir", "auto"));
+    document.querySelectorAll("#chat .message-content .prose > :not(details, .card), .card > *").forEach((e) => set(e, "dir", "auto"));
     document.querySelectorAll("#chat button[aria-label]").forEach((button) => {
       const label = button.getAttribute("aria-label");
       if (label in ENGLISH) { set(button, "aria-label", ENGLISH[label]); set(button, "title", ENGLISH[label]); }

@@ -132,6 +132,10 @@ def test_arabic_is_mirrored_and_english_in_it_is_not(browser, page_url):
         ask(page, "How can I sleep better?")
         answer = page.locator("#chat .bot-row .prose > p").first
         assert answer.evaluate("element => getComputedStyle(element).direction") == "ltr"
+        facts = page.locator("#chat .facts")
+        assert facts.evaluate("element => getComputedStyle(element).direction") == "rtl"
+        row, asked = page.locator("#chat .bot-row").bounding_box(), page.locator("#chat .user.message").bounding_box()
+        assert asked["x"] - row["x"] < 20  # what the visitor asked stands on the left
         tabs = page.locator("#tabs [role=tab]").filter(visible=True)
         assert tabs.first.bounding_box()["x"] > tabs.nth(1).bounding_box()["x"]
 
