@@ -127,6 +127,8 @@ def card_in(language: str, texts: dict[str, Any], level: Level, ids: Sequence[st
     for kind, everywhere in texts["numbers"].items():
         by_region = everywhere | own.get(kind, {})
         numbers[kind] = by_region.get(region, by_region[""])
+        if language == "ar":  # written from right to left, the groups of "116 123" would change places
+            numbers[kind] = re.sub(r"\d+(?: \d+)+", "\u2066\\g<0>\u2069", numbers[kind])
     first = next((tables().first[flag] for flag in urgent if flag in tables().first), "")
     labels = "; ".join(tables().labels[flag] for flag in urgent[:3])
     if level == "crisis" and urgent:

@@ -93,6 +93,12 @@ def test_a_card_comes_in_the_readers_language_with_english_below(name):
     assert own.message == triage.check("ich will mich umbringen").message
 
 
+def test_the_groups_of_a_telephone_number_keep_their_order_from_right_to_left():
+    for region, number in (("AU", "13 11 14"), ("UK", "116 123"), (None, "116 123")):
+        arabic = triage.check("I want to kill myself", region=region, language="ar").message.split("\n---\n")[0]
+        assert f"\u2066{number}\u2069" in arabic
+
+
 @pytest.mark.parametrize("name", LOCALES)
 def test_the_page_speaks_the_browsers_language(browser, page_url, name):
     texts = WORDS[name]
