@@ -30,8 +30,7 @@ def main() -> int:
 
     if notice:
         print(notice, file=sys.stderr)
-    dataset = open_dataset(settings.feedback_dataset)
-    seal = open_seal(settings.secret, on_space=settings.on_space)
+    dataset, seal = open_dataset(settings.feedback_dataset), open_seal(settings.secret, on_space=settings.on_space)
     demo = build_demo(engine, knowledge, notice, dataset=dataset, seal=seal)
     demo.launch(server_name=settings.host, server_port=settings.port, share=settings.share, **launch_options())
     return 0

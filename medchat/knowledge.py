@@ -88,6 +88,7 @@ SATURATION = 4.0
 LENGTH = 0.3
 EARLIER = (0.9, 0.4)  # the last question's words and those of the one before it, for a question that needs them
 RIVAL = 0.85  # of the best topic's score that another one needs, to share a prompt's two passages
+SHORT, HALF_KNOWN = 2, 0.45  # "what is Kabuki syndrome": of a few words the telling one stands nowhere here
 NAME = 0.6  # the question holds a whole name of the topic
 
 
@@ -196,7 +197,10 @@ class Topics(Knowledge):
         if not ours:
             return []
         best, most = ours[0]
-        sure = _confidence(most, self._index.share(query, best), elsewhere, leaning)
+        share = self._index.share(query, best)
+        if len(query.content) <= SHORT and share < HALF_KNOWN:
+            return []
+        sure = _confidence(most, share, elsewhere, leaning)
         return [(i, sure * score / most) for i, score in ours[:10]] if sure >= MIN_CONFIDENCE else []
 
     def _fields(self, i: int, question: str, query: Query) -> list[str]:
@@ -263,18 +267,20 @@ _DO = (
 _WISHES = {
     "condition": {
         "overview": re.compile(
-            r"\b(what (is|are|causes?)|what's|why|caus\w+|contagious|catch\w*|inherit\w*|who gets|risk)\b"
+            r"\b(what (is|are|causes?)|what's|why|caus\w+|contagious|catch\w*|inherit\w*|who gets|risk|explain\w*"
+            r"|means?|simple words|happens|difference|same( thing)? as|spreads?|does .* do)\b"
         ),
         "signs": re.compile(
             r"\b(symptoms?|signs?|how (do|can) (i|you|we) (know|tell)|tell if|feels? like|looks? like|notice)\b"
         ),
         "self_care": re.compile(
-            _DO + r"get rid|myself|at home|ease|safe to|how to|how (do|can|should) (i|we) treat|can i|should i)\b"
+            _DO + r"get rid|myself|at home|ease|safe to|how to|how (do|can|could|should) (i|we)(?! (know|tell))|can i|"
+            r"should i|could i|what now|advice|tips|look after)\b"
         ),
         "seek_care": re.compile(_HELP + r" (i )?(go|take|call|worry|see))\b"),
         "treatment": re.compile(
             r"\b(treat\w*|cur(e|ed|able)|therap\w+|operation|surgery|"
-            r"tests?|tested|diagnos\w+|find out|scans?|medicines?|recover\w*)\b"
+            r"tests?|tested|diagnos\w+|f(i|ou)nd out|scans?|medicines?|recover\w*)\b"
         ),
     }
 }
@@ -306,7 +312,7 @@ _DEFAULT = {
     "living": {"self_care": 0.4},
     "medicine": {"overview": 0.3, "self_care": 0.1},
     "test": {"overview": 0.3, "treatment": 0.1},
-    "first_aid": {"self_care": 1.0, "seek_care": 0.9},
+    "first_aid": {"self_care": 1.5, "seek_care": 0.9},
 }
 
 _LEANING = re.compile(

@@ -99,7 +99,7 @@ def with_passages(question: str, passages: Sequence[tuple[str, str]]) -> str:
     if not passages:
         return question
     listed = "\n\n".join(f"{title}: {text}" for title, text in passages)
-    return f"Passages:\n\n{listed}\n\nAnswer from the passages, in your own plain words: {question}"
+    return f"Passages:\n\n{listed}\n\nAnswer from the passages: {question}"
 
 
 def problems(messages: object) -> list[str]:

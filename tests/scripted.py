@@ -71,7 +71,7 @@ class ScriptedEngine:
         return sum(len(message["content"].split()) for message in messages)
 
     def _words(self, asked: str, adapter: str) -> Iterator[str]:
-        question = asked.rpartition("in your own plain words: ")[2]
+        question = asked.rpartition("Answer from the passages: ")[2]
         while "LONG" in question:
             yield from ("and ", "on ", "it ", "goes. ")
         if "FAIL" in question:

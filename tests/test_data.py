@@ -359,6 +359,22 @@ def test_files_of_ones_own(tmp_path):
     )
 
 
+def test_an_answer_is_told_in_its_passages_own_sentences(tmp_path):
+    passage = knowledge.open_knowledge("builtin").get("iron-deficiency-anemia#self_care")
+    assert passage
+    said = knowledge.sentences(passage.text)
+    told = chat("What can I do?", f"In short: {said[0].lower()} And {said[2].lower()}")["messages"]
+    elsewhere = chat("Are you a doctor?", "No, I am an AI and can be mistaken, so ask someone who knows.")["messages"]
+    dialogue = {"id": "d1", "kind": "what_to_do", "messages": told, "passages": [[passage.id]]}
+    rows = [dialogue, {**dialogue, "id": "d2", "messages": elsewhere}, {**dialogue, "id": "d3", "kind": "misfit"}]
+    answers = {row[-1][1] for row in turns(made({"dataset": lines(tmp_path, rows), "quote": True}).train)}
+    quoted = (answers - {told[1]["content"], elsewhere[1]["content"]}).pop()
+    assert answers == {quoted, told[1]["content"], elsewhere[1]["content"]}
+    assert set(knowledge.sentences(quoted)) <= set(said)
+    assert said[0] in quoted
+    assert said[2] in quoted
+
+
 def test_a_dialogue_shows_its_passages_as_the_chat_would(tmp_path):
     passage = knowledge.open_knowledge("builtin").get("iron-deficiency-anemia#overview")
     assert passage

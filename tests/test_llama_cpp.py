@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
@@ -159,6 +160,18 @@ def test_two_adapters_and_the_base_at_once_each_equal_their_solo_run(tiny, tmp_p
     for thread in threads:
         thread.join()
     assert together == solo
+
+
+def test_every_slot_copies_at_once(embedded_engine):
+    said = "Wash your hands with soap and water, rub them for twenty seconds, and dry them on a clean towel."
+
+    def go_on(number):
+        request = {"prompt": f"{number}. {f' {said}' * 6} Wash", "n_predict": 40, "temperature": 0}
+        return embedded_engine.complete(request)["content"]
+
+    with ThreadPoolExecutor(embedded_engine.slots) as pool:
+        together = list(pool.map(go_on, range(2 * embedded_engine.slots)))
+    assert all("your hands with soap and water, rub them for twenty seconds" in text for text in together)
 
 
 def test_cancel_and_closing_leave_the_slot_idle(embedded_engine):

@@ -17,7 +17,7 @@ import pytest
 from medchat.seal import open_seal
 from medchat.transcript import Transcript, to_json
 from tests.conftest import ROOT, free_port, wait_until
-from tests.pages import ask, expect, opened, replies, send, wait_for_end
+from tests.pages import ask, expect, open_tab, opened, replies, send, wait_for_end
 from tests.test_page_access import findings, tab_to
 
 SECRET = "a secret of some length"
@@ -194,12 +194,16 @@ def test_nothing_of_a_private_conversation_stays(page):
     page.get_by_role("button", name="Private").click()
     expect(page.locator("#private-note")).to_contain_text("nothing of this conversation is kept")
     assert stored(page) == []  # what was kept of it is gone
-    ask(page, "Why is my zebra limping?")
+    ask(page, "Why is my quaggazorse limping?")
     start_anew(page)
-    ask(page, "Is my other zebra well?")
+    ask(page, "Is my other quaggazorse well?")
     page.get_by_role("button", name="Where you are").click()
     page.get_by_role("radio", name="Australia").check()
     expect(page.get_by_label("Like", exact=True).locator("visible=true")).to_have_count(0)
+    open_tab(page, "Compare")
+    expect(page.locator("#answers")).to_be_visible()
+    expect(page.locator("#votes")).to_be_hidden()
+    open_tab(page, "Chat")
     after = page.evaluate(STORAGE)
     assert "medchat-talk" in before
     assert "medchat-talk" not in after
@@ -209,8 +213,7 @@ def test_nothing_of_a_private_conversation_stays(page):
     ask(page, "What is asthma?")
     expect(listed(page)).to_have_count(1)
     for file in (path for path in Path(os.environ["MEDCHAT_CACHE"]).rglob("*") if path.is_file()):
-        assert b"zebra" not in file.read_bytes(), file
-        assert b"asthma" not in file.read_bytes(), file
+        assert b"quaggazorse" not in file.read_bytes(), file
 
 
 def test_a_hostile_file_executes_nothing_and_all_that_is_wrong_is_told(page):

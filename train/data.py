@@ -19,7 +19,7 @@ from medchat import knowledge, prompt, words
 from medchat.errors import Unavailable, UserError
 from medchat.files import cache_dir, sha256
 from medchat.prompt import SYSTEM, Message
-from train import clean, mix, overlap, sources, tables
+from train import clean, mix, overlap, quote, sources, tables
 from train.recipe import Recipe, Source
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _key(recipe: Recipe, places: Sequence[Sequence[tables.Place]], tests: dict[s
     settings = {name: chosen[name] for name in ("data", "system", "held_out", "decontaminate", "seed")}
     code = [
         Path(module.__file__ or "")
-        for module in (sys.modules[__name__], clean, mix, overlap, sources, tables, prompt, words)
+        for module in (sys.modules[__name__], clean, mix, overlap, quote, sources, tables, prompt, words)
     ]
     own = [*code, *sorted(knowledge.TOPICS.glob("*.jsonl"))]  # whose passages the dialogues show
     digests = [sha256(path) for path in own]

@@ -28,6 +28,7 @@ class Source:
     columns: dict[str, str] | None = None
     system: str | None = None  # system prompt of these rows; None is the recipe's
     answer: Literal["decision", "explanation", "both"] | None = None  # PubMedQA: which column is learned; None is both
+    quote: bool = False  # dialogues with passages: answer in the passages' own sentences where they hold the answer
     reasoning: bool = True  # reasoning sets: keep the trace, in <think> tags before the answer
     institutes: list[str] | None = None  # MedQuAD: keep rows of these (`document_source`); None keeps all
     max_chars: int | None = None  # cut answers at the last sentence end before this length

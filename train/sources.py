@@ -14,6 +14,7 @@ from typing import Any
 from medchat.errors import UserError
 from medchat.prompt import Message, problems, with_passages
 from train import clean
+from train.quote import quoted
 from train.recipe import Source
 from train.tables import FILE_TYPES, Place, Table, place
 from train.tables import open_table as open_table
@@ -22,6 +23,9 @@ ROOT = Path(__file__).parent.parent
 PUBMEDQA_TEST = Path(__file__).parent / "pubmedqa_test_ids.txt"  # the keys of PubMedQA's test_ground_truth.json
 PUBMEDQA = "qiaojin/PubMedQA"
 SHOWN = 10  # problems of one file that are named; the rest is counted
+
+# Kinds of our dialogues whose passages do not hold the answer, or whose answer is more than they say.
+QUOTES_NOTHING = {"misfit", "emergency", "harmful", "off_topic", "other_language", "small_talk"}
 
 # Test sets: nothing of them is ever trained on, whatever a recipe says.
 EVALUATION_ONLY = {
@@ -173,10 +177,13 @@ def _dialogue(row: dict[str, Any], source: Source, removed: Counter) -> list[Exa
         passages = [found for id in row["passages"][answered] if (found := _passage(id))]
         answered += 1
         asked = with_passages(turns[i - 1]["content"], passages)
-        messages = [*turns[: i - 1], {"role": "user", "content": asked}, message]
         said = " ".join(turn["content"] for turn in turns[:i])
+        answer = message["content"]
+        if source.quote and row.get("kind") not in QUOTES_NOTHING:
+            answer = quoted(answer, [text for _, text in passages]) or answer
+        messages = [*turns[: i - 1], {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         topic, split = f"dialogue {row['id']}", row.get("split") or "train"
-        made.append(Example(messages, said, message["content"], topic, split, last_only=True))
+        made.append(Example(messages, said, answer, topic, split, last_only=True))
     return made
 
 

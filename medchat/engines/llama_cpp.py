@@ -27,9 +27,13 @@ from medchat.prompt import Message, Template
 
 SLOTS = 4
 CONTEXT = 4096  # tokens of each slot; less where the base was trained on less
-# Prompts are read in steps of this many tokens, and only between steps can a reply be stopped. 32 cost no speed
-# against 512 on two cores: 199 and 204 tokens/s, 0.16 s a step.
-STEP = 32
+# Prompts are read in steps of this many tokens, and only between steps can a reply be stopped.
+STEP = 48
+# Where the last COPIED tokens stood before, in a passage or an earlier answer, the next TRIED are computed in one go:
+# what is copied comes in groups. The groups of all slots must fit one step, or llama.cpp aborts; the rest of the step
+# is for prompts.
+COPIED, TRIED = 3, 7
+assert SLOTS * (TRIED + 1) <= STEP
 
 
 def open_llama_cpp(base: str, adapter_sources: Sequence[str]) -> LlamaCppEngine:
@@ -73,6 +77,8 @@ class LlamaCppEngine:
         params.api_keys = [self._key]
         params.endpoint_slots = True
         params.lora_init_without_apply = True
+        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+        params.speculative.ngram_simple.size_n, params.speculative.ngram_simple.size_m = COPIED, TRIED
         entries = []
         for lora in loras:
             entry = xllamacpp.CommonAdapterLoraInfo()

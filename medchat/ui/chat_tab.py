@@ -103,7 +103,8 @@ def chat_tab(demo: gr.Blocks, line: Line, knowledge: Knowledge, dataset: Dataset
     inputs = [chatbot, c.adapter, c.temperature, c.max_tokens, c.seed, c.rest_on, system, c.region, c.agreed]
     outputs = [chatbot, box, status]
     private: dict[str, Any] = {"api_visibility": "private"}
-    # In the queue, since only there an error becomes a message, but never waiting: the line in medchat.line does that.
+    # In the queue, since only there an error becomes a message and all comes in order, but never waiting: the line in
+    # medchat.line does that.
     at_once: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", **private}
     starts = [
         box.submit(_take, [box, chatbot, c.agreed, c.region], outputs, **at_once),
@@ -116,8 +117,8 @@ def chat_tab(demo: gr.Blocks, line: Line, knowledge: Knowledge, dataset: Dataset
         ),
     ]
     running: list[Any] = [start.success(respond, inputs, outputs, **at_once) for start in starts]
-    stop = box.stop(_stopped, [chatbot], outputs, cancels=running, queue=False, show_progress="hidden", **private)
-    chatbot.clear(_cleared(engine), None, outputs, cancels=running, queue=False, show_progress="hidden", **private)
+    stop = box.stop(_stopped, [chatbot], outputs, cancels=running, **at_once)
+    chatbot.clear(_cleared(engine), None, outputs, cancels=running, **at_once)
     gr.on([demo.load, chatbot.clear], new_conversation, None, conversation, queue=False, **private)
     undo = chatbot.undo(_undo, [chatbot], [chatbot, box], queue=False, show_progress="hidden", **private)
     connect_history(

@@ -77,7 +77,8 @@ def compare_tab(demo: gr.Blocks, line: Line, knowledge: Knowledge, choices: Choi
         concurrency_limit=None,
         **private,
     )  # fmt: skip
-    question.stop(_stopped, None, [status, question], cancels=[run], queue=False, **private)
+    # Through the queue, so that it arrives after the pieces that were on their way.
+    question.stop(_stopped, None, [status, question], cancels=[run], concurrency_limit=None, **private)
     demo.load(_idle, None, question, queue=False, **private)
     for button, choice in zip(buttons, VOTES, strict=True):
         button.click(
