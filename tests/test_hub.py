@@ -87,7 +87,7 @@ def test_fetches_what_is_allowed_and_no_more(hub: Hub, tmp_path: Path) -> None:
     fetched = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert fetched == {name: FILES[name] for name in adapters.ALLOWED}
     assert adapter["revision"] == commit == folder.name
-    assert (adapter["name"], adapter["source"], adapter["rank"]) == (REPO, REPO, 8)
+    assert (adapter["name"], adapter["source"], adapter["rank"]) == (REPO, REPO, 16)
     assert not [request for request in hub.requests for name in more if request.endswith(name)]
 
 
@@ -124,8 +124,8 @@ def test_private_and_gated_repositories_open_with_the_right_token(hub: Hub, tmp_
     hub.add("clinic/private", MINE, private=True)
     hub.add("clinic/gated", MINE, gated=True)
 
-    assert open_in(hub.env(tmp_path / "home", token=hub.token), "clinic/private")["rank"] == 8
-    assert open_in(hub.env(tmp_path / "home", token=hub.token), "clinic/gated")["rank"] == 8
+    assert open_in(hub.env(tmp_path / "home", token=hub.token), "clinic/private")["rank"] == 16
+    assert open_in(hub.env(tmp_path / "home", token=hub.token), "clinic/gated")["rank"] == 16
 
 
 REFUSALS: dict[str | None, list[tuple[str, str, str]]] = {  # token -> (id, part of the sentence, part of the fix)
@@ -198,7 +198,7 @@ def test_checks_the_base_in_the_header_of_the_weights(hub: Hub, tmp_path: Path) 
     assert all(request.endswith("bytes=0-100000") for request in weights_requests(hub))
     assert leftovers(tmp_path / "home") == []
 
-    assert open_in(env, modules=modules)["rank"] == 8
+    assert open_in(env, modules=modules)["rank"] == 16
 
 
 def test_hostile_shapes_are_a_sentence() -> None:
@@ -246,7 +246,7 @@ def test_network_lost_in_mid_download(hub: Hub, tmp_path: Path) -> None:
     assert "is not on this machine" in open_in({**env, "HF_HUB_OFFLINE": "1"})["what"]  # half an adapter is none
 
     hub.requests.clear()
-    assert open_in(env)["rank"] == 8
+    assert open_in(env)["rank"] == 16
     assert not [request for request in hub.requests if request.endswith(adapters.CONFIG)]  # was complete, was kept
 
 

@@ -416,7 +416,7 @@ def test_two_processes_reach_the_losses_of_one(tiny, chats, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Starting fresh.") == 1
-    assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=1e-2)
+    assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=2e-2)
 
 
 # ---- what goes wrong

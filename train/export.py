@@ -69,7 +69,7 @@ def export(source: str, output: Path, *, base: str = "") -> tuple[Path, Path, Pa
     plain = _Plain(path, lora, adapter.template)
     template = Template(*plain.template())
     sampling = Sampling(temperature=0, max_tokens=REPLY_TOKENS, repetition_penalty=1)
-    engine = open_llama_cpp(str(path), [source])
+    engine = open_llama_cpp(str(path), [source], grouped=False)
     (name,) = engine.adapters
     for question in QUESTIONS[:3]:
         messages = conversation(adapter, question)

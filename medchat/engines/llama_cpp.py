@@ -36,8 +36,11 @@ COPIED, TRIED = 3, 7
 assert SLOTS * (TRIED + 1) <= STEP
 
 
-def open_llama_cpp(base: str, adapter_sources: Sequence[str]) -> LlamaCppEngine:
+def open_llama_cpp(base: str, adapter_sources: Sequence[str], *, grouped: bool = True) -> LlamaCppEngine:
     """Return an engine for a base ("embedded", a GGUF file, or the Hub id of one) with adapters beside it.
+
+    Without `grouped` every token is computed alone, whatever was copied: slower, and bit for bit what plain llama.cpp
+    computes.
 
     Everything is checked before the model loads; raises UserError.
     """
@@ -47,7 +50,7 @@ def open_llama_cpp(base: str, adapter_sources: Sequence[str]) -> LlamaCppEngine:
     opened = [adapter_files.open_adapter(source, modules) for source in adapter_sources]
     loras = [adapter_files.to_gguf(adapter, header) for adapter in opened]
     name = embedded.NAME if base == "embedded" else base
-    return LlamaCppEngine(name, path, header, {a.name: a for a in opened}, loras)
+    return LlamaCppEngine(name, path, header, {a.name: a for a in opened}, loras, grouped)
 
 
 class LlamaCppEngine:
@@ -57,7 +60,13 @@ class LlamaCppEngine:
     slots = SLOTS
 
     def __init__(
-        self, base: str, path: Path, header: GGUFHeader, adapters: Mapping[str, Adapter], loras: Sequence[Path]
+        self,
+        base: str,
+        path: Path,
+        header: GGUFHeader,
+        adapters: Mapping[str, Adapter],
+        loras: Sequence[Path],
+        grouped: bool,
     ):
         xllamacpp: Any = importlib.import_module("xllamacpp")  # compiled, without type stubs
 
@@ -77,8 +86,9 @@ class LlamaCppEngine:
         params.api_keys = [self._key]
         params.endpoint_slots = True
         params.lora_init_without_apply = True
-        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
-        params.speculative.ngram_simple.size_n, params.speculative.ngram_simple.size_m = COPIED, TRIED
+        if grouped:
+            params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
+            params.speculative.ngram_simple.size_n, params.speculative.ngram_simple.size_m = COPIED, TRIED
         entries = []
         for lora in loras:
             entry = xllamacpp.CommonAdapterLoraInfo()

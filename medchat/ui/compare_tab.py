@@ -137,10 +137,14 @@ def _comparer(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[tuple[
             ))
             for name in sides
         ]  # fmt: skip
+        written = False
         while any(not reply.ended for reply in replies):
             for reply in replies:
                 reply.go_on()
-            now = _now(text(lang, "writing" if any(reply.text for reply in replies) else "thinking"))
+            begun = any(reply.text for reply in replies) and not written
+            # Said once: with every piece, one that comes late would take back "Stopped".
+            now = _now(text(lang, "writing")) if begun else same
+            written = written or begun
             yield same, now, same, same, *(reply.text or waiting for reply in replies), *[same] * 7
         (name_a, name_b), (answer_a, answer_b) = sides, [reply.text for reply in replies]
         seed = drawn.seed or 0
