@@ -80,6 +80,12 @@ def serve(r: Any) -> Rows:
     yield "resident memory", f"{r['resident memory of the app, MB']:.0f} MB"
 
 
+def copying(r: Any) -> Rows:
+    alone, grouped = r["tokens/s, each token alone"], r["tokens/s, copied tokens in groups"]
+    what = "answers from passages: copied tokens in groups, against each token alone"
+    yield what, f"{grouped:.0f} and {alone:.0f} tokens/s, ratio {r['ratio']:.2f}"
+
+
 def users(r: Any) -> Rows:
     count = r["users at once"]
     answers = f"{r['answers']} answers, {r['errors']} errors, {r['mixed conversations']} mixed conversations"
@@ -137,6 +143,7 @@ def sampling(r: Any) -> Rows:
 
 PARTS: dict[str, Callable[[Any], Rows]] = {
     "serve": serve,
+    "copying": copying,
     "users": users,
     "train": train,
     "limits": limits,

@@ -28,11 +28,11 @@ from medchat.prompt import Message, Template
 SLOTS = 4
 CONTEXT = 4096  # tokens of each slot; less where the base was trained on less
 # Prompts are read in steps of this many tokens, and only between steps can a reply be stopped.
-STEP = 48
+STEP = 32
 # Where the last COPIED tokens stood before, in a passage or an earlier answer, the next TRIED are computed in one go:
 # what is copied comes in groups. The groups of all slots must fit one step, or llama.cpp aborts; the rest of the step
 # is for prompts.
-COPIED, TRIED = 3, 7
+COPIED, TRIED = 3, 5
 assert SLOTS * (TRIED + 1) <= STEP
 
 
