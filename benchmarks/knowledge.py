@@ -1,7 +1,8 @@
 """`python -m benchmarks.knowledge`: how well and how fast questions find their passages.
 
 Prints the figures and writes them to benchmarks/results/knowledge.json. The parts that need MedQuAD are left out, and
-said so, when neither DATASETS_MIRROR nor the Hub has it.
+said so, when neither DATASETS_MIRROR nor the Hub has it. `--fit` only prints the weights of the choice among a topic's
+passages (medchat.knowledge.CHOICE) as fitted on asked.txt.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from medchat import knowledge
 from medchat.errors import UserError
-from medchat.knowledge import TOPICS, Knowledge, Topics, open_knowledge, sentences, supported
+from medchat.knowledge import TOPICS, Knowledge, Topics, _lines, open_knowledge, sentences, supported
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "data"
@@ -32,9 +36,13 @@ def main() -> None:
     started = time.process_time()
     topics = open_knowledge("builtin")
     assert isinstance(topics, Topics)
+    if sys.argv[1:] == ["--fit"]:
+        print(json.dumps(fit(topics), indent=2))
+        return
     results: dict[str, object] = {
         "builtin": {"load_seconds": round(time.process_time() - started, 3), **builtin(topics)}
     }
+    results["choice"] = choice(topics)
     results["left_out"] = left_out()
     results["support"] = support(topics)
     with tempfile.TemporaryDirectory() as folder:
@@ -59,14 +67,17 @@ def left_out(turn: int = 2) -> dict[str, float]:
 
     The weights and the confidence are set on these questions; `turn` says which one of each topic is left out.
     """
+    lines = [line for line in (TOPICS / "asked.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    those = [(line.partition(": ")[0], line.partition(": ")[2].split(" | ")) for line in lines]
+    count: Counter[str] = Counter()
     asked: list[tuple[str, str]] = []
-    kept: list[str] = []
-    for line in (TOPICS / "asked.txt").read_text(encoding="utf-8").splitlines():
-        id, _, rest = line.partition(": ")
-        if not line.startswith("#"):
-            those = rest.split(" | ")
-            asked.append((those.pop(turn % len(those)), id))
-            kept.append(f"{id}: {' | '.join(those)}")
+    for key, rest in those:
+        id = key.partition("#")[0]
+        if count[id] <= turn < count[id] + len(rest):
+            asked.append((rest.pop(turn - count[id]), id))
+            count[id] += 1
+        count[id] += len(rest)
+    kept = [f"{key}: {' | '.join(rest)}" for key, rest in those if rest]
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(TOPICS, folder, dirs_exist_ok=True)
         Path(folder, "asked.txt").write_text("\n".join(kept), encoding="utf-8")
@@ -95,6 +106,60 @@ def retrieval(topics: Knowledge, split: str | None) -> dict[str, float]:
         "off_topic_found": _share(topics.search(q["question"]) for q in off),
         "milliseconds": _milliseconds(topics.search, [q["question"] for q in asked]),
     }
+
+
+def choice(topics: Topics) -> dict[str, float]:
+    """Return how often the passage that answers a question is the first, or among two, of its topic's passages.
+
+    Over test questions, for which a reader of all passages wrote down which one or two answer; `answered` is the share
+    of all those questions that any passage answers.
+    """
+    read = [q for q in questions("retrieval_questions.jsonl", "test") if "passages" in q]
+    asked = [q for q in read if q["passages"]]
+    number = {topic["id"]: i for i, topic in enumerate(topics.topics)}
+    keys = [topics.keys(number[q["topics"][0]], q["question"])[:2] for q in asked]
+    return {
+        "questions": len(read),
+        "answered": round(len(asked) / len(read), 3),
+        "first": _share(k[0] in q["passages"] for k, q in zip(keys, asked, strict=True)),
+        "of_two": _share(set(k) & set(q["passages"]) for k, q in zip(keys, asked, strict=True)),
+    }
+
+
+def fit(topics: Topics, folds: int = 4) -> dict[str, object]:
+    """Return CHOICE fitted on the questions of asked.txt, each left out, and how often it is right on unseen topics."""
+    known = _lines(TOPICS / "asked.txt").items()
+    asked = [(*key.split("#"), q.strip()) for key, line in known if "#" in key for q in line.split("|")]
+    number = {topic["id"]: i for i, topic in enumerate(topics.topics)}
+    rows = []
+    for id, key, question in asked:
+        signs = topics.signs(number[id], question, but=question)
+        rows.append((number[id] % folds, np.array(list(signs.values())), list(signs).index(key)))
+    right = []
+    for fold in range(folds):
+        weights = _fitted([row for row in rows if row[0] != fold])
+        right += [int(np.argmax(signs @ weights)) == answer for part, signs, answer in rows if part == fold]
+    return {
+        "questions": len(rows),
+        "present": _share(int(np.argmax(signs @ knowledge.CHOICE)) == answer for _, signs, answer in rows),
+        "cross_validated": _share(right),
+        "CHOICE": [round(float(weight), 1) for weight in _fitted(rows)],
+    }
+
+
+def _fitted(rows: Sequence[tuple[int, np.ndarray, int]]) -> np.ndarray:
+    """Return the weights of a softmax over each question's passages, by Newton's method with a small ridge."""
+    weights = np.zeros(rows[0][1].shape[1])
+    for _ in range(12):
+        slope, curve = 1e-3 * len(rows) * weights, 1e-3 * len(rows) * np.eye(len(weights))
+        for _, signs, answer in rows:
+            chance = np.exp(signs @ weights - np.max(signs @ weights))
+            chance /= chance.sum()
+            mean = chance @ signs
+            slope += mean - signs[answer]
+            curve += (signs.T * chance) @ signs - np.outer(mean, mean)
+        weights -= np.linalg.solve(curve, slope)
+    return weights
 
 
 def support(topics: Knowledge) -> dict[str, float]:

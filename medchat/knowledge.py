@@ -10,11 +10,13 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from operator import mul
 from pathlib import Path
+from typing import NamedTuple
 
 from medchat.prompt import Message
 from medchat.words import STOP, Speller, phrases, stem, words
@@ -89,6 +91,11 @@ LENGTH = 0.3
 EARLIER = (0.9, 0.4)  # the last question's words and those of the one before it, for a question that needs them
 RIVAL = 0.85  # of the best topic's score that another one needs, to share a prompt's two passages
 SHORT, HALF_KNOWN = 2, 0.45  # "what is Kabuki syndrome": of a few words the telling one stands nowhere here
+# What speaks for a passage of the topic, in the order of `Topics.signs`: likeness to the two most alike questions that
+# it is known to answer, and to one of them in pairs of words; the share of the question's words that it holds; the
+# share of its title's words that the question holds; the question's wish for its kind, and for an overview; a topic's
+# usual kind; being an answer to single questions. A softmax fitted by `python -m benchmarks.knowledge --fit`.
+CHOICE = (5.4, 2.4, 1.0, 3.4, 3.0, 2.0, 2.7, 0.9, -1.1)
 NAME = 0.6  # the question holds a whole name of the topic
 
 
@@ -100,12 +107,17 @@ class Topics(Knowledge):
         for path in sorted(folder.glob("*.jsonl")):
             self.topics += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
         self._number = {topic["id"]: i for i, topic in enumerate(self.topics)}
-        everyday, asked = _lines(folder / "everyday.txt"), _lines(folder / "asked.txt")
+        everyday, self._known = _lines(folder / "everyday.txt"), _lines(folder / "asked.txt")
+        asked: dict[str, str] = {}
+        for key, line in self._known.items():  # "topic#passage" and "topic"
+            id = key.partition("#")[0]
+            asked[id] = f"{asked[id]} | {line}" if id in asked else line
+        self._answers = [{_key(answer["title"]): answer for answer in topic["answers"]} for topic in self.topics]
         rows = [
             {
                 "names": ", ".join([topic["title"], *topic["aliases"]]),
                 "everyday": everyday.get(topic["id"], ""),
-                "asked": asked.get(topic["id"], ""),
+                "asked": asked[topic["id"]],
                 "signs": topic["signs"],
                 "text": " ".join(topic[field] for field in FIELDS if field != "signs"),
             }
@@ -116,8 +128,11 @@ class Topics(Knowledge):
         rows += [{"everyday": line} for line in worlds]
         self._index = Index(rows)
         others = _lines(folder / "asked-elsewhere.txt").values()
-        self._leaning = _leaning([*asked.values(), *everyday.values()], [*others, *worlds])
-        self._stems: dict[tuple[int, str], frozenset[str]] = {}  # of the passages asked for so far
+        here = _heard([*asked.values(), *everyday.values()])
+        self._leaning = _leaning(here, _heard([*others, *worlds]))
+        self._telling = {word: math.log(1 + here[1] / count) for word, count in here[0].items()}
+        self._unheard = math.log(1 + here[1])
+        self._topics: dict[int, _Topic] = {}  # those met so far
         self._names: dict[tuple[str, ...], int] = {}
         self._whole_names: set[tuple[str, ...]] = set()  # those without stop words: not "see a doctor"
         for i, topic in enumerate(self.topics):
@@ -128,34 +143,32 @@ class Topics(Knowledge):
                         self._whole_names.add(key)
 
     def __len__(self) -> int:
-        """Return the number of passages, five for each topic."""
-        return len(self.topics) * len(FIELDS)
+        """Return the number of passages: five for each topic, and its answered questions."""
+        return len(self.topics) * len(FIELDS) + sum(map(len, self._answers))
 
     def get(self, id: str) -> Passage | None:
-        """Return the passage "topic#field", None when there is none."""
-        topic, _, field = id.partition("#")
-        if topic not in self._number or field not in FIELDS:
+        """Return the passage "topic#field" or "topic#answer", None when there is none."""
+        topic, _, key = id.partition("#")
+        if topic not in self._number or (key not in FIELDS and key not in self._answers[self._number[topic]]):
             return None
-        return self._passage(self._number[topic], field, 1.0)
+        return self._passage(self._number[topic], key, 1.0)
 
     def search(self, question: str, history: Sequence[Message] = (), *, limit: int = 2) -> list[Passage]:
         """Return passages of the best topics, of the kind that the question asks for first (see Knowledge.search)."""
         ranked = self.rank(question, history)
         if not ranked:
             return []
-        query = self._index.query(question)
-        choices: list[tuple[int, str, float]] = []
         # Two passages are for a prompt, where a weak rival does harm; who asks for more wants to see other topics too.
         least = RIVAL * ranked[0][1] if limit <= 2 else 0.0
-        close = [(i, c) for i, c in ranked if c >= least]
-        for i, confidence in close[:limit]:
-            choices.append((i, self._fields(i, question, query)[0], confidence))
-        # Without a rival the same topic says more: how urgent it is, then what else the question touches.
-        choices += [(close[0][0], field, close[0][1]) for field in self._fields(close[0][0], question, query)[1:]]
+        close = [(i, confidence) for i, confidence in ranked if confidence >= least][:limit]
+        choices = [(i, self.keys(i, question)[0], confidence) for i, confidence in close]
+        # Without a rival the same topic says more.
+        best, confidence = close[0]
+        choices += [(best, key, confidence) for key in self.keys(best, question)[1:]]
         passages: list[Passage] = []
         room = MAX_WORDS * limit
-        for i, field, confidence in choices:
-            passage = self._passage(i, field, confidence)
+        for i, key, confidence in choices:
+            passage = self._passage(i, key, confidence)
             size = len(passage.text.split())
             if len(passages) < limit and (size <= room or not passages):
                 passages.append(passage)
@@ -203,36 +216,98 @@ class Topics(Knowledge):
         sure = _confidence(most, share, elsewhere, leaning)
         return [(i, sure * score / most) for i, score in ours[:10]] if sure >= MIN_CONFIDENCE else []
 
-    def _fields(self, i: int, question: str, query: Query) -> list[str]:
-        """Return the five kinds of passage, the one that answers the question first."""
-        topic = self.topics[i]
-        kind = topic["kind"] if topic["kind"] in _WISHES else "condition"
-        wanted = dict(_DEFAULT[kind])
-        for field, pattern in _WISHES[kind].items():
-            if pattern.search(question.lower()[:MAX_QUESTION]):
-                # "What are the symptoms" holds "what are": the other kinds go before the overview.
-                wanted[field] = wanted.get(field, 0) + (0.5 if field == "overview" else 1.0)
-        asked = {word for group in query.groups for word in group.words}
-        if (i, FIELDS[0]) not in self._stems:
-            self._stems.update({(i, field): frozenset(map(stem, words(topic[field]))) for field in FIELDS})
-        for field in FIELDS:
-            shared = self._stems[i, field] & asked
-            wanted[field] = wanted.get(field, 0) + 0.08 * sum(self._index.weight(word) for word in shared)
-        return sorted(FIELDS, key=lambda field: -wanted[field])
+    def keys(self, i: int, question: str) -> list[str]:
+        """Return the keys of the passages of topic number i, the one that answers the question first."""
+        signs = self.signs(i, question)
+        return sorted(signs, key=lambda key: -sum(map(mul, signs[key], CHOICE)))
 
-    def _passage(self, i: int, field: str, confidence: float) -> Passage:
-        topic = self.topics[i]
-        heading = _HEADINGS.get(topic["kind"], _HEADINGS["condition"])[FIELDS.index(field)]
+    def signs(self, i: int, question: str, *, but: str = "") -> dict[str, tuple[float, ...]]:
+        """Return what speaks for each passage of topic i, in the order of CHOICE; the known question `but` left out."""
+        topic, query = self._read(i), self._index.query(question)
+        kind = self.topics[i]["kind"] if self.topics[i]["kind"] in _WISHES else "condition"
+        lower = question.lower()[:MAX_QUESTION]
+        wished = {field for field, pattern in _WISHES[kind].items() if pattern.search(lower)}
+        if len(wished) > 1:  # "what are the symptoms" holds "what are"
+            wished.discard("overview")
+        said = set(query.stems) - topic.names
+        pairs = set(pairwise(query.stems))
+        whole = self._tells(said) or 1.0
+        meanings = {min(group.words, key=lambda w: -group.words[w]): group.words for group in query.groups}
+        found = {}
+        for key, passage in topic.passages.items():
+            known = [(stems, two) for text, stems, two in passage.asked if text != but]
+            alike = [*sorted((self._dice(said, stems) for stems, _ in known), reverse=True), 0.0, 0.0]
+            held = {word for word in said if not passage.stems.isdisjoint(meanings.get(word, (word,)))}
+            found[key] = (
+                *alike[:2],
+                max((2 * len(pairs & two) / (len(pairs) + len(two) or 1) for _, two in known), default=0.0),
+                self._tells(held) / whole,
+                self._tells(said & passage.title) / (self._tells(passage.title) or 1.0),
+                float(key in wished and key != "overview"),
+                float(key in wished and key == "overview"),
+                _DEFAULT[kind].get(key, 0.0) if key in FIELDS else 0.0,
+                float(key not in FIELDS),
+            )
+        return found
+
+    def _read(self, i: int) -> _Topic:
+        """Return a topic's passages as the search compares them; read when first asked for."""
+        if i not in self._topics:
+            topic = self.topics[i]
+            names = frozenset(_stems(" ".join([topic["title"], *topic["aliases"]])))
+            passages = {}
+            for key in [*FIELDS, *self._answers[i]]:
+                text, title, asked = self._text(i, key)[1], "", self._known.get(f"{topic['id']}#{key}", "").split("|")
+                if key in self._answers[i]:
+                    title, asked = key.replace("-", " "), [*asked, *self._answers[i][key]["asked"]]
+                known = [(q.strip(), [stem(word) for word in words(q)]) for q in asked if q.strip()]
+                passages[key] = _Passage(
+                    frozenset(map(stem, words(text))),
+                    frozenset(map(stem, words(title))) - names,
+                    [(q, frozenset(stems) - names, frozenset(pairwise(stems))) for q, stems in known],
+                )
+            self._topics[i] = _Topic(names, passages)
+        return self._topics[i]
+
+    def _dice(self, a: Set[str], b: Set[str]) -> float:
+        """Return how alike two questions are, from 0 to 1: Dice's coefficient, telling words counting more."""
+        return 2 * self._tells(a & b) / (self._tells(a) + self._tells(b) or 1.0)
+
+    def _tells(self, stems: Iterable[str]) -> float:
+        return sum(self._telling.get(word, self._unheard) for word in stems)
+
+    def _text(self, i: int, key: str) -> tuple[str, str]:
+        """Return (heading, text) of a passage."""
+        if key in self._answers[i]:
+            return self._answers[i][key]["title"], self._answers[i][key]["text"]
+        kind = self.topics[i]["kind"]
+        return _HEADINGS.get(kind, _HEADINGS["condition"])[FIELDS.index(key)], self.topics[i][key]
+
+    def _passage(self, i: int, key: str, confidence: float) -> Passage:
+        topic, (heading, text) = self.topics[i], self._text(i, key)
         source = topic["source"]
         return Passage(
-            f"{topic['id']}#{field}",
+            f"{topic['id']}#{key}",
             topic["id"],
             f"{topic['title']}: {heading}",
-            topic[field],
+            text,
             source["name"],
             source["url"],
             round(confidence, 3),
         )
+
+
+class _Passage(NamedTuple):
+    """A passage as the search compares it: its stems, those of its title, and the questions that it answers."""
+
+    stems: frozenset[str]
+    title: frozenset[str]
+    asked: list[tuple[str, frozenset[str], frozenset[tuple[str, str]]]]
+
+
+class _Topic(NamedTuple):
+    names: frozenset[str]
+    passages: dict[str, _Passage]
 
 
 _HEADINGS = {
@@ -255,7 +330,7 @@ _HEADINGS = {
     ),
 }
 
-# What a question asks for, in its own words; a passage of that kind gets one point, shared words some more.
+# What a question asks for, in its own words.
 _HELP = (
     r"\b(serious|danger\w*|emergency|urgent|hospital|ambulance|a&e|see (a|the|my) doctor|worr\w+|call"
     r"|when (should|do|to)"
@@ -360,9 +435,9 @@ def _confidence(score: float, share: float, elsewhere: float, leaning: float) ->
     return 1 / (1 + math.exp(-odds))
 
 
-def _leaning(ours: Iterable[str], others: Iterable[str]) -> dict[str, float]:
+def _leaning(ours: tuple[Counter[str], int], others: tuple[Counter[str], int]) -> dict[str, float]:
     """Return how much a word, stop words included, speaks for a question about health: the log of a ratio of rates."""
-    (here, questions), (away, remarks) = _heard(ours), _heard(others)
+    (here, questions), (away, remarks) = ours, others
     evenly = math.log((remarks + 1) / (questions + 1))
     return {word: math.log((here[word] + 0.5) / (away[word] + 0.5)) + evenly for word in here | away}
 
@@ -533,6 +608,10 @@ def _content_lines(path: Path) -> Iterator[str]:
 
 def _stems(text: str) -> list[str]:
     return [stem(word) for word in words(text) if word not in STOP]
+
+
+def _key(title: str) -> str:
+    return "-".join(words(title))
 
 
 def _pairs(stems: Sequence[str]) -> list[str]:

@@ -42,6 +42,7 @@ MAX_BYTES = 10 << 20  # of one file
 MAX_PAGES = 500
 MAX_SECONDS = 20  # for the pages of one PDF
 VERSION = "2"  # of the layout below and of the way texts are cut and stemmed; another one is built anew
+MANY_FILES = 1000  # of more a search does not look for changes each time; it would wait for the disk
 CANDIDATES = 40
 SATURATION = 2.0
 AWAY = 0.3  # what a question loses when all its words belong to other worlds (cooking, computers)
@@ -65,7 +66,7 @@ class Shelf(Knowledge):
     def __init__(self, path: Path, folder: Path | None = None):
         self._lock = RLock()
         self._folder = folder
-        self._scanned, self._scan_seconds = -math.inf, 0.0
+        self._scan_again = 0.0  # in time.monotonic()
         self._database = _open_database(path)
         self._forget()
         if folder:
@@ -99,7 +100,7 @@ class Shelf(Knowledge):
     def search(self, question: str, history: Sequence[Message] = (), *, limit: int = 2) -> list[Passage]:
         """Return at most `limit` passages, best first (see Knowledge.search)."""
         with self._lock:
-            if self._folder and time.monotonic() - self._scanned > 20 * self._scan_seconds:
+            if self._folder and time.monotonic() >= self._scan_again:
                 self.refresh()
             query = self._query(question)
             found = self._find(query)
@@ -189,8 +190,8 @@ class Shelf(Knowledge):
                     for path in changed:
                         self._read(path, *found[path])
                 self._forget()
-            self._scanned = time.monotonic()
-            self._scan_seconds = self._scanned - started if not (gone or changed) else 0.0
+            ended = time.monotonic()
+            self._scan_again = ended + 20 * (ended - started) if len(found) > MANY_FILES else ended
 
     def _remove(self, path: str) -> None:
         self._database.execute("DELETE FROM stems WHERE rowid IN (SELECT number FROM passages WHERE path = ?)", (path,))

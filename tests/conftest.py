@@ -21,6 +21,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test depends on the network
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+# Each of the processes that share the tests keeps to a core: threads of llama.cpp and torch wait for others in loops.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the tests of the page two more chances: on a busy machine a browser is now and then too late."""

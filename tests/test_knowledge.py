@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.knowledge import questions, retrieval, support
+from benchmarks.knowledge import choice, questions, retrieval, support
 from medchat import chat, triage
 from medchat import shelf as shelves
 from medchat.adapters import Adapter
@@ -36,8 +36,8 @@ from medchat.prompt import SYSTEM, Message
 from medchat.words import words
 
 HUB = Path(__file__).parents[2] / "shared" / "data" / "hub"
-# Floors against getting worse, just under what the held-out half gave (0.836, 0.911, 0.02); the aims are 0.85 and 0.95.
-HIT_1, HIT_3, OFF_TOPIC = 0.82, 0.9, 0.03
+# Floors against getting worse, just under what the held-out half gave (0.876, 0.952, 0.01); the aims are 0.85 and 0.95.
+HIT_1, HIT_3, OFF_TOPIC = 0.85, 0.94, 0.03
 KINDS = {"condition", "symptom", "medicine", "test", "first_aid", "living"}
 
 
@@ -74,7 +74,7 @@ def test_every_topic_follows_the_guide(topics):
     wrong = []
     for topic in topics.topics:
         name = topic["id"]
-        if set(topic) != {"id", "title", "kind", "aliases", "source", *FIELDS}:
+        if set(topic) != {"id", "title", "kind", "aliases", "answers", "source", *FIELDS}:
             wrong.append(f"{name}: fields {sorted(topic)}")
             continue
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or topic["kind"] not in KINDS:
@@ -83,13 +83,21 @@ def test_every_topic_follows_the_guide(topics):
             wrong.append(f"{name}: title or aliases")
         if not topic["source"]["url"].startswith("https://") or not topic["source"]["name"]:
             wrong.append(f"{name}: source")
-        for field in FIELDS:
-            if not 60 <= len(topic[field].split()) <= 150:
-                wrong.append(f"{name}#{field}: {len(topic[field].split())} words")
-            if re.search(r"\b(911|999|112|000|988)\b(?! (mg|steps))", topic[field]):
-                wrong.append(f"{name}#{field}: a country's phone number")
-            if re.search(r"[<>#*|\n]|https?:", topic[field]):
-                wrong.append(f"{name}#{field}: markup")
+        texts = [(field, topic[field], 60) for field in FIELDS]
+        for answer in topic["answers"]:
+            texts.append((answer["title"], answer["text"], 40))
+            if set(answer) != {"title", "asked", "text"} or len(answer["asked"]) < 2 or len(answer["title"]) > 60:
+                wrong.append(f"{name}#{answer['title']}: title or questions")
+        for key, text, least in texts:
+            if not least <= len(text.split()) <= 150:
+                wrong.append(f"{name}#{key}: {len(text.split())} words")
+            if re.search(r"\b(911|999|112|988)\b(?! (mg|steps))|\b000\b(?<!,000)", text):
+                wrong.append(f"{name}#{key}: a country's phone number")
+            if re.search(r"[<>#*|\n]|https?:", text):
+                wrong.append(f"{name}#{key}: markup")
+        keys = [" ".join(words(key)) for key, _, _ in texts]
+        if len(set(keys)) < len(keys):
+            wrong.append(f"{name}: two passages of one name")
     assert not wrong
     assert len(topics.topics) >= 400
 
@@ -108,7 +116,9 @@ def test_search_words_and_questions_name_real_topics(topics):
     for name in ("everyday.txt", "asked.txt"):
         lines = (TOPICS / name).read_text(encoding="utf-8").splitlines()
         named = [line.split(":")[0] for line in lines if line and not line.startswith("#")]
-        assert sorted(named) == sorted(ids)
+        assert len(set(named)) == len(named)
+        assert {key.partition("#")[0] for key in named} == ids
+        assert [key for key in named if "#" in key and topics.get(key) is None] == []
     for row in questions("retrieval_questions.jsonl"):
         assert row["topics"]
         assert set(row["topics"]) <= ids
@@ -120,13 +130,17 @@ def test_fainting_in_pregnancy_is_equally_urgent_in_both_topics(topics):
         assert sentence in text_of(topics, id)
 
 
-def test_questions_are_asked_of_one_topic_and_not_copied_from_the_tests():
+def test_questions_are_asked_of_one_topic_and_not_copied_from_the_tests(topics):
     owners: dict[str, list[str]] = {}
     for name in ("asked.txt", "asked-elsewhere.txt"):
         for line in (TOPICS / name).read_text(encoding="utf-8").splitlines():
             key, _, rest = line.partition(": ")
             for question in rest.split(" | ") if not line.startswith("#") else ():
                 owners.setdefault(" ".join(words(question)), []).append(key)
+    for topic in topics.topics:
+        for answer in topic["answers"]:
+            for question in answer["asked"]:
+                owners.setdefault(" ".join(words(question)), []).append(f"{topic['id']}#{answer['title']}")
     assert {question: keys for question, keys in owners.items() if len(keys) > 1} == {}
     tested = {" ".join(words(row["question"])) for row in questions("retrieval_questions.jsonl", "test")}
     tested |= {" ".join(words(row["question"])) for row in questions("off_topic_questions.jsonl", "test")}
@@ -141,6 +155,12 @@ def test_held_out_questions_find_their_topic(topics):
     assert figures["hit@1"] >= HIT_1
     assert figures["hit@3"] >= HIT_3
     assert figures["off_topic_found"] <= OFF_TOPIC
+
+
+def test_of_a_topics_passages_those_that_answer_come_first(topics):
+    figures = choice(topics)
+    assert figures["first"] >= 0.72  # measured 0.76 and 0.88
+    assert figures["of_two"] >= 0.84
 
 
 @pytest.mark.parametrize(
@@ -230,7 +250,7 @@ def test_unknown_ids_are_none(topics):
     assert topics.get("gout") is None
     assert topics.get("gout#nothing") is None
     assert topics.get("nothing#signs") is None
-    assert len(topics) == 5 * len(topics.topics)
+    assert len(topics) == sum(len(FIELDS) + len(topic["answers"]) for topic in topics.topics)
 
 
 def test_importing_the_module_stays_light():

@@ -143,9 +143,8 @@ def chat_tab(demo: gr.Blocks, line: Line, knowledge: Knowledge, dataset: Dataset
         js="() => document.querySelector('#message textarea').focus()",
         **private,
     )
-    c.region.input(_other_region, [chatbot, c.region], chatbot, queue=False, show_progress="hidden", **private)
     home = gr.BrowserState("", storage_key="medchat-region", secret="medchat")
-    c.region.input(lambda region: region, c.region, home, queue=False, **private)
+    c.region.input(_other_region, [chatbot, c.region], [chatbot, home], queue=False, show_progress="hidden", **private)
     demo.load(_welcome_back, [c.agreed, home], [consent, c.region], queue=False, show_progress="hidden", **private)
     return choices
 
@@ -424,8 +423,8 @@ def _cleared(engine: Engine) -> Callable[[], tuple[Any, ...]]:
     return lambda: ([], _box(), _ready(engine))
 
 
-def _other_region(history: History, region: str, request: gr.Request) -> History:
-    """Return the conversation with the numbers of another region on its cards."""
+def _other_region(history: History, region: str, request: gr.Request) -> tuple[History, str]:
+    """Return the conversation with the numbers of another region on its cards, and the region to remember."""
     lang, shown = language.of(request), []
     said: list[str] = []
     for item in history:
@@ -435,7 +434,7 @@ def _other_region(history: History, region: str, request: gr.Request) -> History
             earlier = [{"role": "user", "content": text} for text in said[:-1]]
             item = talk.card(chat.assess(said[-1], earlier, region, lang), lang)[0]
         shown.append(item)
-    return shown
+    return shown, region
 
 
 def _welcome_back(agreed: str, home: str, request: gr.Request) -> tuple[Any, Any]:
