@@ -120,6 +120,9 @@ def knowledge(r: Any) -> Rows:
     yield what, f"{unseen['hit@1']:.2f}, {unseen['hit@3']:.2f}"
     wrong = f"{unseen['off_topic_found'] * unseen['off_topic']:.0f} of {unseen['off_topic']}"
     yield "unseen off-topic questions that find a passage", wrong
+    read = r["choice"]
+    what = f"of the right topic's passages, for {read['questions']} of these: one that answers is first, among two"
+    yield what, f"{read['first']:.2f}, {read['of_two']:.2f}"
     if isinstance(medquad := r["medquad"], dict):  # or why it was left out
         what = f"MedQuAD, {medquad['passages']:,} passages: MRR of {medquad['test']['questions']} unseen paraphrases"
         yield what, f"{medquad['test']['mrr']:.2f}"

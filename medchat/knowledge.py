@@ -90,7 +90,7 @@ SATURATION = 4.0
 LENGTH = 0.3
 EARLIER = (0.9, 0.4)  # the last question's words and those of the one before it, for a question that needs them
 RIVAL = 0.85  # of the best topic's score that another one needs, to share a prompt's two passages
-SHORT, HALF_KNOWN = 2, 0.45  # "what is Kabuki syndrome": of a few words the telling one stands nowhere here
+SHORT, HALF_KNOWN = 5, 0.41  # "what is Kabuki syndrome": of a few words the telling ones stand nowhere here
 # What speaks for a passage of the topic, in the order of `Topics.signs`: likeness to the two most alike questions that
 # it is known to answer, and to one of them in pairs of words; the share of the question's words that it holds; the
 # share of its title's words that the question holds; the question's wish for its kind, and for an overview; a topic's
@@ -401,7 +401,7 @@ _ASKING = re.compile(
 )
 # "Do you sleep?" is asked of the assistant, "do you need antibiotics?" of a doctor.
 _TO_US = re.compile(
-    r"\W*((are|do|did|have|were|will) you(?! (need|get|catch|have|treat|cure|feel|lose))( \w+){0,2}|who \w+ you)\W*$"
+    r"\W*((how old )?(are|do|did|have|were|will) you(?! (need|get|catch|have|treat|cure|feel|lose))( \w+){0,2}|who \w+ you)\W*$"
 )
 # Words that ask for a kind of passage; a question of these alone names no topic.
 _NO_TOPIC = frozenset(
