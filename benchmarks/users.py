@@ -103,9 +103,13 @@ def overload_and_stop() -> dict[str, Any]:
             pass
 
     threads = [threading.Thread(target=occupy, args=(cancel,)) for cancel in cancels]
-    for thread in threads:
+    for thread in threads[: engine.slots]:
         thread.start()
-    while engine.busy() < engine.slots or line.place(cancels[-1])[0] == 0:
+    while engine.busy() < engine.slots:
+        time.sleep(0.02)
+    for thread in threads[engine.slots :]:
+        thread.start()
+    while not all(line.place(cancel)[0] for cancel in cancels[engine.slots :]):
         time.sleep(0.02)
     asked = time.perf_counter()
     try:

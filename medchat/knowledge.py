@@ -95,7 +95,7 @@ SHORT, HALF_KNOWN = 5, 0.41  # "what is Kabuki syndrome": of a few words the tel
 # it is known to answer, and to one of them in pairs of words; the share of the question's words that it holds; the
 # share of its title's words that the question holds; the question's wish for its kind, and for an overview; a topic's
 # usual kind; being an answer to single questions. A softmax fitted by `python -m benchmarks.knowledge --fit`.
-CHOICE = (5.4, 2.4, 1.0, 3.4, 3.0, 2.0, 2.7, 0.9, -1.1)
+CHOICE = (4.9, 2.1, 1.4, 3.4, 2.9, 1.9, 2.7, 0.9, -1.0)
 NAME = 0.6  # the question holds a whole name of the topic
 
 
@@ -130,7 +130,10 @@ class Topics(Knowledge):
         others = _lines(folder / "asked-elsewhere.txt").values()
         here = _heard([*asked.values(), *everyday.values()])
         self._leaning = _leaning(here, _heard([*others, *worlds]))
-        self._telling = {word: math.log(1 + here[1] / count) for word, count in here[0].items()}
+        common = {stem(word) for word in STOP}  # "how long" tells something, but half of what its rarity says
+        self._telling = {
+            word: math.log(1 + here[1] / count) * (0.5 if word in common else 1.0) for word, count in here[0].items()
+        }
         self._unheard = math.log(1 + here[1])
         self._topics: dict[int, _Topic] = {}  # those met so far
         self._names: dict[tuple[str, ...], int] = {}
@@ -274,7 +277,8 @@ class Topics(Knowledge):
         return 2 * self._tells(a & b) / (self._tells(a) + self._tells(b) or 1.0)
 
     def _tells(self, stems: Iterable[str]) -> float:
-        return sum(self._telling.get(word, self._unheard) for word in stems)
+        # fsum: the same for every order of a set
+        return math.fsum(self._telling.get(word, self._unheard) for word in stems)
 
     def _text(self, i: int, key: str) -> tuple[str, str]:
         """Return (heading, text) of a passage."""
@@ -401,7 +405,8 @@ _ASKING = re.compile(
 )
 # "Do you sleep?" is asked of the assistant, "do you need antibiotics?" of a doctor.
 _TO_US = re.compile(
-    r"\W*((how old )?(are|do|did|have|were|will) you(?! (need|get|catch|have|treat|cure|feel|lose))( \w+){0,2}|who \w+ you)\W*$"
+    r"\W*((how old )?(are|do|did|have|were|will) you(?! (need|get|catch|have|treat|cure|feel|lose))( \w+){0,2}"
+    r"|who \w+ you)\W*$"
 )
 # Words that ask for a kind of passage; a question of these alone names no topic.
 _NO_TOPIC = frozenset(
