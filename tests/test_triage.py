@@ -30,7 +30,7 @@ PHRASES = Path(__file__).parent / "data" / "triage_phrases.jsonl"
 
 # What the test half of the bank gave, a little below: measured, not the aim. No fall behind it goes unseen.
 EMERGENCY_RECALL = 0.93
-CRISIS_RECALL = 0.82
+CRISIS_RECALL = 0.84
 FALSE_ALARMS = 0.08
 
 
