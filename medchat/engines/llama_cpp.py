@@ -29,6 +29,7 @@ SLOTS = 4
 CONTEXT = 4096  # tokens of each slot; less where the base was trained on less
 # Prompts are read in steps of this many tokens, and only between steps can a reply be stopped.
 STEP = 32
+KEPT = 256  # MiB of conversations that have left their slot and may come back; llama.cpp would keep 8 GiB
 # Where the last COPIED tokens stood before, in a passage or an earlier answer, the next TRIED are computed in one go:
 # what is copied comes in groups. The groups of all slots must fit one step, or llama.cpp aborts; the rest of the step
 # is for prompts.
@@ -81,6 +82,7 @@ class LlamaCppEngine:
         params.n_ctx = self.context * SLOTS
         params.n_parallel = SLOTS
         params.n_batch = params.n_ubatch = STEP
+        params.cache_ram_mib = KEPT
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = usable_cores()
         params.verbosity = -1
         params.api_keys = [self._key]
