@@ -23,7 +23,7 @@ import numpy as np
 
 from medchat import knowledge
 from medchat.errors import UserError
-from medchat.knowledge import TOPICS, Knowledge, Topics, _lines, open_knowledge, sentences, supported
+from medchat.knowledge import TOPICS, Knowledge, Topics, keyed_lines, open_knowledge, sentences, supported
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "tests" / "data"
@@ -128,7 +128,7 @@ def choice(topics: Topics) -> dict[str, float]:
 
 def fit(topics: Topics, folds: int = 4) -> dict[str, object]:
     """Return CHOICE fitted on the questions of asked.txt, each left out, and how often it is right on unseen topics."""
-    known = _lines(TOPICS / "asked.txt").items()
+    known = keyed_lines(TOPICS / "asked.txt").items()
     asked = [(*key.split("#"), q.strip()) for key, line in known if "#" in key for q in line.split("|")]
     number = {topic["id"]: i for i, topic in enumerate(topics.topics)}
     rows = []

@@ -100,14 +100,14 @@ NAME = 0.6  # the question holds a whole name of the topic
 
 
 class Topics(Knowledge):
-    """The built-in topics: about 600 records held in memory, searched by topic first and then by kind of passage."""
+    """The built-in topics: about 700 records held in memory, searched by topic first and then by kind of passage."""
 
     def __init__(self, folder: Path = TOPICS):
         self.topics: list[dict] = []
         for path in sorted(folder.glob("*.jsonl")):
             self.topics += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
         self._number = {topic["id"]: i for i, topic in enumerate(self.topics)}
-        everyday, self._known = _lines(folder / "everyday.txt"), _lines(folder / "asked.txt")
+        everyday, self._known = keyed_lines(folder / "everyday.txt"), keyed_lines(folder / "asked.txt")
         asked: dict[str, str] = {}
         for key, line in self._known.items():  # "topic#passage" and "topic"
             id = key.partition("#")[0]
@@ -124,10 +124,10 @@ class Topics(Knowledge):
             for topic in self.topics
         ]
         # Other worlds (cooking, computers) stand in the same index: a question that fits one of them finds nothing.
-        worlds = _lines(folder / "elsewhere.txt").values()
+        worlds = keyed_lines(folder / "elsewhere.txt").values()
         rows += [{"everyday": line} for line in worlds]
         self._index = Index(rows)
-        others = _lines(folder / "asked-elsewhere.txt").values()
+        others = keyed_lines(folder / "asked-elsewhere.txt").values()
         here = _heard([*asked.values(), *everyday.values()])
         self._leaning = _leaning(here, _heard([*others, *worlds]))
         common = {stem(word) for word in STOP}  # "how long" tells something, but half of what its rarity says
@@ -164,10 +164,28 @@ class Topics(Knowledge):
         # Two passages are for a prompt, where a weak rival does harm; who asks for more wants to see other topics too.
         least = RIVAL * ranked[0][1] if limit <= 2 else 0.0
         close = [(i, confidence) for i, confidence in ranked if confidence >= least][:limit]
-        choices = [(i, self.keys(i, question)[0], confidence) for i, confidence in close]
+        keys = {i: self.keys(i, question) for i, _ in close}
+        choices = [(i, keys[i][0], confidence) for i, confidence in close]
         # Without a rival the same topic says more.
         best, confidence = close[0]
-        choices += [(best, key, confidence) for key in self.keys(best, question)[1:]]
+        choices += [(best, key, confidence) for key in keys[best][1:]]
+        return self._within(choices, limit)
+
+    def about(self, topic: str, question: str, *, but: str = "", limit: int = 2) -> list[Passage]:
+        """Return the passages that `search` chooses for a question on the topic with this id.
+
+        `but` is a known question that counts for nothing: what is chosen for it then is as for one never heard.
+        """
+        i = self._number[topic]
+        return self._within([(i, key, 1.0) for key in self.keys(i, question, but=but)], limit)
+
+    def questions(self, topic: str) -> dict[str, list[str]]:
+        """Return the questions that each passage of the topic with this id is known to answer, by the passage's key."""
+        passages = self._read(self._number[topic]).passages
+        return {key: [question for question, _, _ in passage.asked] for key, passage in passages.items()}
+
+    def _within(self, choices: Iterable[tuple[int, str, float]], limit: int) -> list[Passage]:
+        """Return the first `limit` of (topic, key, confidence) whose texts fit, at least one."""
         passages: list[Passage] = []
         room = MAX_WORDS * limit
         for i, key, confidence in choices:
@@ -219,9 +237,9 @@ class Topics(Knowledge):
         sure = _confidence(most, share, elsewhere, leaning)
         return [(i, sure * score / most) for i, score in ours[:10]] if sure >= MIN_CONFIDENCE else []
 
-    def keys(self, i: int, question: str) -> list[str]:
+    def keys(self, i: int, question: str, *, but: str = "") -> list[str]:
         """Return the keys of the passages of topic number i, the one that answers the question first."""
-        signs = self.signs(i, question)
+        signs = self.signs(i, question, but=but)
         return sorted(signs, key=lambda key: -sum(map(mul, signs[key], CHOICE)))
 
     def signs(self, i: int, question: str, *, but: str = "") -> dict[str, tuple[float, ...]]:
@@ -235,7 +253,7 @@ class Topics(Knowledge):
         said = set(query.stems) - topic.names
         pairs = set(pairwise(query.stems))
         whole = self._tells(said) or 1.0
-        meanings = {min(group.words, key=lambda w: -group.words[w]): group.words for group in query.groups}
+        meanings = {max(group.words, key=group.words.__getitem__): group.words for group in query.groups}
         found = {}
         for key, passage in topic.passages.items():
             known = [(stems, two) for text, stems, two in passage.asked if text != but]
@@ -597,10 +615,10 @@ def _synonyms() -> tuple[dict[tuple[str, ...], set[str]], int]:
 @lru_cache(maxsize=1)
 def elsewhere() -> frozenset[str]:
     """Return the stems of the words of other worlds (elsewhere.txt)."""
-    return frozenset(word for line in _lines(TOPICS / "elsewhere.txt").values() for word in _stems(line))
+    return frozenset(word for line in keyed_lines(TOPICS / "elsewhere.txt").values() for word in _stems(line))
 
 
-def _lines(path: Path) -> dict[str, str]:
+def keyed_lines(path: Path) -> dict[str, str]:
     """Return the lines "key: text" of a file."""
     return {key: text for key, _, text in (line.partition(":") for line in _content_lines(path))}
 

@@ -105,7 +105,6 @@ def test_near_duplicates_and_overlaps_are_found():
     assert corpus.longest_overlap([text], outside) == ""
 
 
-@pytest.mark.skipif(not corpus.DIALOGUES.exists(), reason="assets/corpus/dialogues.jsonl is not written yet")
 def test_the_shipped_dialogues_pass(knowledge, medicines):
     rows = corpus.read()
     assert len(rows) >= 3_000

@@ -23,7 +23,7 @@ from medchat.prompt import SYSTEM, with_passages
 from tests.conftest import ROOT
 from tests.hub import Hub
 from tests.test_hub import run
-from train import clean, data, overlap, recipe, sources
+from train import clean, corpus, data, overlap, recipe, sources
 
 HUB = Path(os.environ.get("DATASETS_MIRROR") or ROOT.parent / "shared" / "data" / "hub")
 NAMES = "lavita/MedQuAD", "wangrongsheng/GenMedGPT-5k-en", "medalpaca/medical_meadow_wikidoc_patient_information"
@@ -367,12 +367,32 @@ def test_an_answer_is_told_in_its_passages_own_sentences(tmp_path):
     elsewhere = chat("Are you a doctor?", "No, I am an AI and can be mistaken, so ask someone who knows.")["messages"]
     dialogue = {"id": "d1", "kind": "what_to_do", "messages": told, "passages": [[passage.id]]}
     rows = [dialogue, {**dialogue, "id": "d2", "messages": elsewhere}, {**dialogue, "id": "d3", "kind": "misfit"}]
-    answers = {row[-1][1] for row in turns(made({"dataset": lines(tmp_path, rows), "quote": True}).train)}
-    quoted = (answers - {told[1]["content"], elsewhere[1]["content"]}).pop()
-    assert answers == {quoted, told[1]["content"], elsewhere[1]["content"]}
+    mixture = made({"dataset": lines(tmp_path, rows), "quote": True})
+    answers = {row[-1][1] for row in turns(mixture.train)}
+    quoted = (answers - {told[1]["content"]}).pop()
+    assert answers == {quoted, told[1]["content"]}
+    assert mixture.report["sources"][0]["left"] == {"its passages do not hold the answer": 1}
     assert set(knowledge.sentences(quoted)) <= set(said)
     assert said[0] in quoted
     assert said[2] in quoted
+
+
+def test_a_topic_asks_for_each_passage_and_tells_it():
+    topics = knowledge.Topics()
+    mixture = made({"dataset": "assets/knowledge", "rows": 300})
+    every = [topics.get(f"{topic['id']}#{key}") for topic in topics.topics for key in topics.questions(topic["id"])]
+    texts = {passage.text: passage for passage in every if passage}
+    places: Counter[int] = Counter()
+    for (_, asked), (_, answer) in turns(mixture.train):
+        told = texts[answer]
+        assert any(asked.endswith(question) for question in topics.questions(told.topic)[told.id.partition("#")[2]])
+        shown = [p for p in texts.values() if p.topic == told.topic and p.text in asked]
+        assert told in shown
+        places[asked.index(told.text) == min(asked.index(p.text) for p in shown)] += 1
+    assert places[True] > places[False] > 10  # the second passage may hold it
+    held_out = {row["topic"] for row in corpus.read() if row["split"] == "held_out"}
+    assert {texts[row[-1][1]].topic for row in turns(mixture.held_out)} <= held_out
+    assert not held_out & {texts[row[-1][1]].topic for row in turns(mixture.train)}
 
 
 def test_a_dialogue_shows_its_passages_as_the_chat_would(tmp_path):

@@ -36,7 +36,7 @@ from medchat.prompt import SYSTEM, Message
 from medchat.words import words
 
 HUB = Path(__file__).parents[2] / "shared" / "data" / "hub"
-# Floors against getting worse, just under what the held-out half gave (0.876, 0.952, 0.01); the aims are 0.85 and 0.95.
+# Floors against getting worse, just under what the held-out half gave (0.884, 0.946, 0.01); the aims are 0.85 and 0.95.
 HIT_1, HIT_3, OFF_TOPIC = 0.85, 0.94, 0.03
 KINDS = {"condition", "symptom", "medicine", "test", "first_aid", "living"}
 
@@ -159,7 +159,7 @@ def test_held_out_questions_find_their_topic(topics):
 
 def test_of_a_topics_passages_those_that_answer_come_first(topics):
     figures = choice(topics)
-    assert figures["first"] >= 0.72  # measured 0.76 and 0.88
+    assert figures["first"] >= 0.72  # measured 0.79 and 0.89
     assert figures["of_two"] >= 0.84
 
 

@@ -419,7 +419,8 @@ def test_two_processes_reach_the_losses_of_one(tiny, chats, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Starting fresh.") == 1
-    assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=2e-2)
+    # The same rows in every step, so only rounding may differ; one process of batch 2 would be 0.3 % off at once.
+    assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=1e-4)
 
 
 # ---- what goes wrong

@@ -19,7 +19,7 @@ from medchat import knowledge, prompt, words
 from medchat.errors import Unavailable, UserError
 from medchat.files import cache_dir, sha256
 from medchat.prompt import SYSTEM, Message
-from train import clean, mix, overlap, quote, sources, tables
+from train import clean, corpus, mix, overlap, quote, sources, tables
 from train.recipe import Recipe, Source
 
 if TYPE_CHECKING:
@@ -123,9 +123,10 @@ def _key(recipe: Recipe, places: Sequence[Sequence[tables.Place]], tests: dict[s
     settings = {name: chosen[name] for name in ("data", "system", "held_out", "decontaminate", "seed")}
     code = [
         Path(module.__file__ or "")
-        for module in (sys.modules[__name__], clean, mix, overlap, quote, sources, tables, prompt, words)
+        for module in (sys.modules[__name__], clean, mix, overlap, quote, sources, tables, knowledge, prompt, words)
     ]
-    own = [*code, *sorted(knowledge.TOPICS.glob("*.jsonl"))]  # whose passages the dialogues show
+    # What is shown before the questions, and which topics are held out.
+    own = [*code, *sorted(path for path in knowledge.TOPICS.iterdir() if path.is_file()), corpus.DIALOGUES]
     digests = [sha256(path) for path in own]
     states = [place.state() for each in places for place in each]
     checked = {name: place if isinstance(place, str) else place.state() for name, place in tests.items()}

@@ -352,6 +352,7 @@ def _arguments(recipe: Recipe, *, evaluate: bool) -> Any:
         prediction_loss_only=True,
         seed=recipe.seed,
         data_seed=recipe.seed,
+        ddp_find_unused_parameters=False,
         report_to=sft.trackers or "none",
         project="medchat",
         run_name=Path(recipe.output_dir).name,

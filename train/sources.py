@@ -22,6 +22,7 @@ from train.tables import open_table as open_table
 ROOT = Path(__file__).parent.parent
 PUBMEDQA_TEST = Path(__file__).parent / "pubmedqa_test_ids.txt"  # the keys of PubMedQA's test_ground_truth.json
 PUBMEDQA = "qiaojin/PubMedQA"
+TOPICS = "assets/knowledge"  # the built-in knowledge, a topic a row
 SHOWN = 10  # problems of one file that are named; the rest is counted
 
 # Kinds of our dialogues whose passages do not hold the answer, or whose answer is more than they say.
@@ -52,8 +53,8 @@ class Example:
     terse: bool = False
 
 
-Made = Example | str | list[Example]  # a str says why the row leaves
-Shape = Callable[[dict[str, Any], Source, Counter], Made]
+Made = Example | str  # a str says why the row leaves
+Shape = Callable[[dict[str, Any], Source, Counter], Made | list[Made]]
 
 
 def _pair(question: str, answer: str, *, topic: str = "", terse: bool = False) -> Example:
@@ -167,9 +168,9 @@ def _safety(row: dict[str, Any], source: Source, removed: Counter) -> Made:
     return _pair(asked, clean.cut(answer, source.max_chars))
 
 
-def _dialogue(row: dict[str, Any], source: Source, removed: Counter) -> list[Example]:
+def _dialogue(row: dict[str, Any], source: Source, removed: Counter) -> list[Made]:
     """A dialogue with passages: one row per answer, whose question shows the passages as chat.reply would."""
-    made = []
+    made: list[Made] = []
     turns, answered = row["messages"], 0
     for i, message in enumerate(turns):
         if message["role"] != "assistant":
@@ -178,12 +179,34 @@ def _dialogue(row: dict[str, Any], source: Source, removed: Counter) -> list[Exa
         answered += 1
         asked = with_passages(turns[i - 1]["content"], passages)
         said = " ".join(turn["content"] for turn in turns[:i])
-        answer = message["content"]
-        if source.quote and row.get("kind") not in QUOTES_NOTHING:
-            answer = quoted(answer, [text for _, text in passages]) or answer
+        answer: str | None = message["content"]
+        if source.quote and passages and row.get("kind") not in QUOTES_NOTHING:
+            answer = quoted(message["content"], [text for _, text in passages])
+        if answer is None:
+            made.append("its passages do not hold the answer")
+            continue
         messages = [*turns[: i - 1], {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         topic, split = f"dialogue {row['id']}", row.get("split") or "train"
         made.append(Example(messages, said, answer, topic, split, last_only=True))
+    return made
+
+
+def _topic(row: dict[str, Any], source: Source, removed: Counter) -> list[Made]:
+    """A topic of the built-in knowledge: a question for each passage that answers one, told in the passage's words.
+
+    Each is shown with what the chat would put before a question that it does not know.
+    """
+    made: list[Made] = []
+    for key, questions in _knowledge().questions(row["id"]).items():
+        for question in questions[:1]:
+            shown = {passage.id: passage for passage in _knowledge().about(row["id"], question, but=question)}
+            if passage := shown.get(f"{row['id']}#{key}"):
+                asked = with_passages(question, [(p.title, p.text) for p in shown.values()])
+                messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": passage.text}]
+                split = "held_out" if row["id"] in _held_out_topics() else "train"
+                made.append(Example(messages, question, passage.text, f"topic {row['id']}", split, last_only=True))
+            else:
+                made.append("the search shows other passages")
     return made
 
 
@@ -215,6 +238,7 @@ class Known:
 
 _INSTRUCTION = "instruction input output"
 KNOWN = {
+    TOPICS: Known(_topic, "id answers"),
     "lavita/MedQuAD": Known(_medquad, "question answer question_focus question_type document_source"),
     "ruslanmv/ai-medical-chatbot": Known(_patient_and_doctor, "Description Patient Doctor"),
     PUBMEDQA: Known(_pubmedqa, "pubid question context long_answer final_decision", ("pqa_labeled",)),
@@ -272,6 +296,14 @@ def _knowledge() -> Any:
     return open_knowledge("builtin")
 
 
+@lru_cache(maxsize=1)
+def _held_out_topics() -> frozenset[str]:
+    """Return the topics that the dialogues hold out."""
+    from train import corpus
+
+    return frozenset(row["topic"] for row in corpus.read() if row["split"] == "held_out" and row["topic"])
+
+
 def _passage(id: str) -> tuple[str, str] | None:
     """Return (title, text) of "topic/field" of the built-in knowledge, None when it is not there."""
     passage = _knowledge().get(id.replace("/", "#"))
@@ -293,6 +325,8 @@ def find(source: Source) -> list[Place]:
         raise UserError(f"{name}: the {source.config} split cannot be trained on.", "Take `config` out.")
     if name.endswith(FILE_TYPES):
         return [Place(name, files=(_own_file(name),))]
+    if name == TOPICS:
+        return [Place(name, files=tuple(sorted((ROOT / TOPICS).glob("*.jsonl"))))]
     reader = known(name)
     if reader is None and not source.columns:
         near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.5)
