@@ -13,6 +13,7 @@ import random
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,22 +62,27 @@ def replies(engine: Engine, knowledge: Knowledge, number: int, sampling: Samplin
     counts = dict.fromkeys(("replies", "with_passages", "with_citations", "citations", "quotes"), 0)
     wrong: list[str] = []
     started = time.perf_counter()
-    for i in range(number):
+
+    def ask(i: int) -> tuple[str, chat.Reply]:
         question = asked[i % len(asked)]
         *_, last = chat.reply(engine, question, sampling=replace(sampling, seed=seed + i), knowledge=knowledge)
-        if last.final is None:
-            wrong.append(f"{question}: the reply has no end")
-        text = last.final or ""
-        numbers = [int(n) for n in re.findall(r"\[(\d+)\]", text)]
-        quotes = cite(re.sub(r" ?\[\d+\]", "", text), last.passages)  # the numbers hide where sentences end
-        wrong += [f"{question}: {fault}" for fault in faults(numbers, quotes, last.passages, knowledge)]
-        counts["replies"] += 1
-        counts["with_passages"] += bool(last.passages)
-        counts["with_citations"] += bool(numbers)
-        counts["citations"] += len(numbers)
-        counts["quotes"] += len(quotes)
-        if (i + 1) % 10 == 0:
-            print(f"{i + 1} of {number} replies", file=sys.stderr, flush=True)
+        return question, last
+
+    with ThreadPoolExecutor(engine.slots) as pool:
+        for question, last in pool.map(ask, range(number)):
+            if last.final is None:
+                wrong.append(f"{question}: the reply has no end")
+            text = last.final or ""
+            numbers = [int(n) for n in re.findall(r"\[(\d+)\]", text)]
+            quotes = cite(re.sub(r" ?\[\d+\]", "", text), last.passages)  # the numbers hide where sentences end
+            wrong += [f"{question}: {fault}" for fault in faults(numbers, quotes, last.passages, knowledge)]
+            counts["replies"] += 1
+            counts["with_passages"] += bool(last.passages)
+            counts["with_citations"] += bool(numbers)
+            counts["citations"] += len(numbers)
+            counts["quotes"] += len(quotes)
+            print(f"\r{counts['replies']} of {number} replies", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
     return {
         **counts,
         "wrong": wrong,

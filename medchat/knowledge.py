@@ -198,7 +198,8 @@ class Topics(Knowledge):
 
     def rank(self, question: str, history: Sequence[Message] = ()) -> list[tuple[int, float]]:
         """Return (number of the topic, confidence) of up to ten topics, best first; [] when the best is not sure."""
-        if _TO_US.match(question[:MAX_QUESTION].lower()):
+        said = [part for part in re.split("[.?!]", question[:MAX_QUESTION].lower()) if part.strip()]
+        if said and all(map(_TO_US.match, said)):
             return []
         query = self._index.query(question)
         ranked = self._rank(query)
@@ -208,7 +209,16 @@ class Topics(Knowledge):
             for share, text in zip(EARLIER, reversed(earlier), strict=False):
                 query = query.joined(self._index.query(text), share)
             ranked = self._rank(query)
+            # "What can I do until then": the subject is the last question's.
+            if not ranked and points_back(question) and self._about_health(question):
+                ranked = self._rank(self._index.query(earlier[-1]))
         return ranked
+
+    def _about_health(self, question: str) -> bool:
+        """Whether a question that names no topic asks what one asks about an illness."""
+        lower = question.lower()[:MAX_QUESTION]
+        said = [stem(word) for word in words(lower)]
+        return bool(_ASKING.search(lower)) and sum(self._leaning.get(word, -1.0) for word in said) > 0
 
     def _rank(self, query: Query) -> list[tuple[int, float]]:
         scores = self._index.scores(query)
@@ -414,12 +424,13 @@ _DEFAULT = {
 
 _LEANING = re.compile(
     r"^\W*(and|but|so|or|then|ok|okay|what about|how about|also|why|what if|for how long|how long|how often)\b"
-    r"|\b(it|its|this|that|these|those|they|them|there|he|she|him|her)\b"
+    r"|\b(it|its|this|that|these|those|they|them|there|he|she|him|her|meantime|meanwhile|again|shorter|simpler)\b"
+    r"|\b(until (then|i|we)|forgot to (say|mention)|should (add|mention|say))\b"
 )
 _ASKING = re.compile(
     r"\b(treat\w*|cure\w*|symptoms?|signs?|causes?|caused|doctor|hospital|prevent\w*|contagious|catching|serious|"
-    r"dangerous|medicines?|tests?|tested|diet|exercise|how long|what (can|should) i do|side effects?|surgery|"
-    r"diagnosed)\b"
+    r"dangerous|medicines?|tests?|tested|diet|exercise|how (long|often)|what (can|should) i do|side effects?|"
+    r"surgery|diagnosed|see (someone|somebody))\b"
 )
 # "Do you sleep?" is asked of the assistant, "do you need antibiotics?" of a doctor.
 _TO_US = re.compile(

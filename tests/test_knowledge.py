@@ -217,7 +217,10 @@ def test_follow_ups_use_the_conversation(topics):
     assert topics.search("I also have a rash on my arm", before)[0].topic == "skin-rash"
     assert "gout" not in {p.topic for p in topics.search("I also have a rash on my arm", before)}
     assert "gout" not in {p.topic for p in topics.search("how do I treat a nosebleed", before)}
+    assert topics.search("What can I do in the meantime?", asked("I have hepatitis A"))[0].id == "hepatitis-a#self_care"
     assert topics.search("tell me a joke", before) == []
+    assert topics.search("are you sure? are you a doctor?", before) == []
+    assert topics.search("my laptop does not start, what now", before) == []
 
 
 def test_passages_fit_the_prompt(topics):
