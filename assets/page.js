@@ -149,10 +149,25 @@
     document.querySelectorAll("#chat .edit-textarea, #chat .message textarea").forEach((t) => set(t, "aria-label", words.edit));
     document.querySelectorAll("#chat .bot-row .message-content .prose").forEach(cite);
   };
+  // A new card is read from its top, where Gradio scrolls to its end a little later: for 3 s, or until the reader does
+  // anything, it is held there. Once for each question: who chooses another country for it is not moved.
+  const lastCard = () => [...document.querySelectorAll("#chat .message-row")].at(-1)?.querySelector(".card");
+  let carded = 0; // rows, the last of them with a card
+  let held = 0; // until when
+  const hold = () => { if (performance.now() < held) lastCard()?.scrollIntoView(); };
+  const holdNewCard = () => {
+    const rows = lastCard() ? document.querySelectorAll("#chat .message-row").length : 0;
+    if (rows && rows !== carded) held = performance.now() + 3000;
+    carded = rows;
+    hold();
+  };
+  document.addEventListener("scroll", hold, true);
+  for (const act of ["pointerdown", "touchstart", "wheel", "keydown"])
+    document.addEventListener(act, () => { held = 0; }, { capture: true, passive: true });
   let due = false;
   new MutationObserver(() => {
     if (due) return;
     due = true;
-    requestAnimationFrame(() => { due = false; tend(); });
+    requestAnimationFrame(() => { due = false; tend(); holdNewCard(); });
   }).observe(document.documentElement, { childList: true, subtree: true });
 })();

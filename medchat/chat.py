@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from threading import Event
 
-from medchat import prompt, refusal, triage
+from medchat import courtesy, prompt, refusal, triage
 from medchat.engines import Delta, Engine, EngineError, Sampling
 from medchat.errors import UserError
 from medchat.knowledge import Knowledge, Passage, cite, sentences
@@ -62,7 +62,8 @@ def reply(
     """Yield the answer to `message` after `history`, piece by piece; a card against danger comes first.
 
     `adapter` is a name of `engine.adapters`, "" the first of them, "base" none. In a crisis the card is the answer, and
-    no model runs; nor for a request for help with harm, which gets a sentence of medchat.refusal. `region` chooses the
+    no model runs; nor for a request for help with harm, which gets a sentence of medchat.refusal, nor for a greeting or
+    a question about itself (medchat.courtesy). `region` chooses the
     numbers on the card (triage.REGIONS), `language` its language beside that of the message; `system`, where given,
     takes the place of the system prompt. Raises ChatError with a sentence for the visitor before anything is computed,
     and EngineError when the engine fails, unless a card stands already.
@@ -77,7 +78,8 @@ def reply(
     sampling, cancel = sampling or Sampling(), cancel or Event()
     name = adapter_name(engine, adapter)
     messages = conversation(message, history)
-    if sentence := refusal.decline(messages[-1]["content"], messages[:-1]):
+    said = messages[-1]["content"]
+    if sentence := refusal.decline(said, messages[:-1]) or courtesy.answer(said):
         yield Reply(Delta(sentence, "stop"), assessment, name, final=sentence)
         return
     passages = passages_for(knowledge, message, messages[:-1]) if knowledge else []

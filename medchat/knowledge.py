@@ -258,7 +258,9 @@ class Topics(Knowledge):
         kind = self.topics[i]["kind"] if self.topics[i]["kind"] in _WISHES else "condition"
         lower = question.lower()[:MAX_QUESTION]
         wished = {field for field, pattern in _WISHES[kind].items() if pattern.search(lower)}
-        if len(wished) > 1:  # "what are the symptoms" holds "what are"
+        asked = _WHAT_IS.match(lower)
+        named = bool(asked) and not topic.names.isdisjoint(_stems(asked[1])[:1])
+        if len(wished) > 1 and not named:  # "what are the symptoms" holds "what are"
             wished.discard("overview")
         said = set(query.stems) - topic.names
         pairs = set(pairwise(query.stems))
@@ -422,6 +424,7 @@ _DEFAULT = {
     "first_aid": {"self_care": 1.5, "seek_care": 0.9},
 }
 
+_WHAT_IS = re.compile(r"\W*(?:(?:so|hi|hello|and|please)\W+)*what(?:'?s| is| are)\b(.*)", re.DOTALL)
 _LEANING = re.compile(
     r"^\W*(and|but|so|or|then|ok|okay|what about|how about|also|why|what if|for how long|how long|how often)\b"
     r"|\b(it|its|this|that|these|those|they|them|there|he|she|him|her|meantime|meanwhile|again|shorter|simpler)\b"

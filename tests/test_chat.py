@@ -86,6 +86,15 @@ def test_the_adapter_and_its_system_prompt_go_to_the_engine(choice, used, system
     assert messages[0] == {"role": "system", "content": system}
 
 
+def test_what_it_is_no_model_decides():
+    engine = Scripted()
+    (piece,) = ask(engine, "Are you a doctor?", adapter="second", knowledge=Shelf())
+    assert "not a doctor" in piece.delta.text == piece.final
+    assert piece.delta.finish_reason == "stop"
+    assert piece.adapter == "second"
+    assert not engine.asked
+
+
 @pytest.mark.parametrize(
     ("message", "history", "options", "complaint"),
     [

@@ -9,11 +9,16 @@ from types import SimpleNamespace
 import pytest
 
 from medchat import triage
-from medchat.chat import ChatError
+from medchat.chat import ChatError, Reply
+from medchat.engines import Delta
+from medchat.knowledge import open_knowledge
 from medchat.line import Busy
+from medchat.ui import conversation as talk
 from medchat.ui import language
 from medchat.ui.chat_tab import EXAMPLES
+from medchat.ui.feedback_panel import judgement
 from tests.pages import ask, expect, opened
+from tests.scripted import ScriptedEngine
 
 WORDS = language.words()
 LOCALES = {"es": "es-MX", "fr": "fr-FR", "de": "de-DE", "pt": "pt-BR", "hi": "hi-IN", "ar": "ar", "zh": "zh-CN"}
@@ -72,11 +77,38 @@ def test_errors_are_told_in_the_language_with_their_figures():
     long = ChatError(
         "Your message has 9,000 characters; 8,000 are possible.", "Please shorten it, or split it into several."
     )
-    assert language.told("de", long).startswith("Ihre Nachricht hat 9,000 Zeichen; möglich sind 8,000.")
+    assert language.told("de", long).startswith("Ihre Nachricht hat 9.000 Zeichen; möglich sind 8.000.")
     busy = Busy("All places are taken, and 3 questions are waiting already.", "Please try again in a minute.")
     assert "3" in language.told("ar", busy)
     assert language.told("ar", busy) != str(busy)
     assert language.told("zh", ChatError("Never seen.", "Do this.")) == "Never seen. Do this."
+
+
+def test_figures_are_written_as_in_the_language():
+    assert [language.number(name, 2000.5, 1) for name in ("en", "hi", "ar", "zh")] == ["2,000.5"] * 4
+    assert [language.number(name, 2000.5, 1) for name in ("de", "es", "pt")] == ["2.000,5"] * 3
+    assert language.number("fr", 2000.5, 1) == "2\u202f000,5"
+    assert [language.percent(name, 0.124) for name in ("en", "de")] == ["12%", "12\u00a0%"]
+
+
+def test_follow_ups_are_labelled_in_the_language_and_asked_in_english():
+    topics = open_knowledge("builtin")
+    found = topics.search("What is gout?", limit=1)
+    options = talk.follow_ups(topics, found, "de")
+    assert options[0] == {"label": "Wann Sie Hilfe brauchen", "value": "Gout: when to get help?"}
+    assert language.heading("de", "another heading") == "Another heading"
+
+
+def test_the_bare_base_is_told_in_the_language_and_judged_by_its_english_name():
+    none = triage.check("What is gout?")
+    report = talk.report(
+        ScriptedEngine(), Reply(Delta("", "stop"), none), searched=False, seed=1, follow_up=[], lang="de"
+    )
+    assert "keiner" in report["content"]
+    history = [{"role": "user", "content": "What is gout?"}, *talk.answer("A disease."), report]
+    judged = judgement(history, 1, "number", True)
+    assert judged is not None
+    assert judged.adapter == "none"
 
 
 @pytest.mark.parametrize("name", LOCALES)
@@ -121,6 +153,7 @@ def test_the_page_speaks_the_browsers_language(browser, page_url, name):
         ask(page, "I want to kill myself")
         title = CARDS[name]["crisis"].split("\n")[0].removeprefix("### ")
         expect(page.get_by_role("alert").get_by_role("heading").first).to_have_text(title)
+        expect(page.get_by_role("alert").get_by_role("heading").first).to_be_in_viewport()
         for tab in ("compare", "adapters", "about"):
             page.get_by_role("tab", name=texts["page"][tab], exact=True).click()
             panel = page.get_by_role("tabpanel").filter(visible=True)

@@ -29,7 +29,9 @@ def about_tab(demo: gr.Blocks, engine: Engine, knowledge: Knowledge) -> None:
     def written(lang: str) -> tuple[str, str]:
         adapters = ", ".join(engine.adapters) or say(lang, "none")
         facts = {"base": engine.base, "engine": engine.name, "adapters": adapters}
-        about = say(lang, "about", passages=f"{len(knowledge):,}", languages=len(triage.LANGUAGES), **facts)
+        about = say(
+            lang, "about", passages=language.number(lang, len(knowledge)), languages=len(triage.LANGUAGES), **facts
+        )
         return about, results_html(results, lang)
 
     with gr.Column(elem_id="about"):
@@ -78,15 +80,17 @@ def _table(lang: str, task: str, metric: str, rows: list[tuple[str, dict[str, fl
     for name, row in rows:
         low, top = row.get("low"), row.get("high")
         interval = (
-            say(lang, "from_to", low=f"{low:.3g}", high=f"{top:.3g}") if low is not None and top is not None else "—"
+            say(lang, "from_to", low=_short(lang, low), high=_short(lang, top))
+            if low is not None and top is not None
+            else "—"
         )
         bar = f"<i style='inline-size:{row['value'] * scale:.1f}%'></i>"
         if low is not None and top is not None:
             bar += f"<b style='inset-inline-start:{low * scale:.1f}%;inline-size:{(top - low) * scale:.1f}%'></b>"
-        n = f"{row['n']:,.0f}" if row.get("n") else "—"
+        n = language.number(lang, row["n"]) if row.get("n") else "—"
         body += (
             f"<tr><th scope='row'>{escape(name)}</th><td class='bar' aria-hidden='true'><span>{bar}</span></td>"
-            f"<td>{row['value']:.3g}</td><td>{interval}</td><td>{n}</td></tr>"
+            f"<td>{_short(lang, row['value'])}</td><td>{interval}</td><td>{n}</td></tr>"
         )
     about = say(lang, METRICS[metric]) if metric in METRICS else ""
     caption = f"{escape(task)}: {escape(metric)}" + (f" ({about})" if about else "")
@@ -95,3 +99,7 @@ def _table(lang: str, task: str, metric: str, rows: list[tuple[str, dict[str, fl
         for name in (say(lang, "model"), "", say(lang, "value"), say(lang, "interval"), say(lang, "cases"))
     )
     return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _short(lang: str, value: float) -> str:
+    return language.figure(lang, f"{value:.3g}")

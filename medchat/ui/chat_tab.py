@@ -291,7 +291,7 @@ def _responder(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[tuple
                     )
                 elif not agreed:  # only a card against danger comes without consent
                     yield (
-                        [*shown, talk.note(say(lang, "no_answer_yet"), say(lang, "accept_below"))],
+                        [*shown, talk.note(say(lang, "no_answer_yet"), say(lang, "accept_below"), lang)],
                         _box(),
                         "",
                     )
@@ -304,11 +304,11 @@ def _responder(line: Line, knowledge: Knowledge) -> Callable[..., Iterator[tuple
                     told = now
         except (ChatError, EngineError) as error:
             none = say(lang, "no_answer")
-            yield [*shown, talk.note(none, language.told(lang, error))], _box(), _status(none)
+            yield [*shown, talk.note(none, language.told(lang, error), lang)], _box(), _status(none)
         except Exception as error:
             log.error("reply failed: %s", type(error).__name__)  # the type alone: a message could quote the visitor
             none = say(lang, "no_answer")
-            yield [*shown, talk.note(none, say(lang, "went_wrong"))], _box(), _status(none)
+            yield [*shown, talk.note(none, say(lang, "went_wrong"), lang)], _box(), _status(none)
 
     return respond
 
@@ -319,7 +319,7 @@ def _ended(engine: Engine, knowledge: Knowledge, piece: Reply, searched: bool, s
     entries = [*talk.card(piece.assessment, lang), *answer]
     if piece.assessment.level == "crisis" or not piece.final:
         return entries
-    follow_up = talk.follow_ups(knowledge, piece.passages) if piece.assessment.level == "none" else []
+    follow_up = talk.follow_ups(knowledge, piece.passages, lang) if piece.assessment.level == "none" else []
     return [*entries, talk.report(engine, piece, searched=searched, seed=seed, follow_up=follow_up, lang=lang)]
 
 
@@ -346,7 +346,7 @@ def _gauge(engine: Engine, piece: Reply, lang: str) -> str:
     if stats is None:
         return _status(say(lang, "done"))
     used = min(1.0, (stats.prompt_tokens + stats.completion_tokens) / engine.context)
-    label = say(lang, "context", used=f"{used:.0%}", all=f"{engine.context:,}")
+    label = say(lang, "context", used=language.percent(lang, used), all=language.number(lang, engine.context))
     gauge = (
         f"<span class='gauge' role='meter' aria-label='{escape(say(lang, 'context_used'))}' aria-valuemin='0' "
         f"aria-valuemax='100' aria-valuenow='{used * 100:.0f}' title='{label}'>"
@@ -413,7 +413,7 @@ def _stopped(history: History, request: gr.Request) -> tuple[Any, ...]:
     lang = language.of(request)
     last = talk.kind(history[-1]) if history else talk.REPORT
     if last in ("user", talk.CARD):
-        history = [*history, talk.note(say(lang, "stopped"), say(lang, "stopped_early"))]
+        history = [*history, talk.note(say(lang, "stopped"), say(lang, "stopped_early"), lang)]
     elif last not in (talk.REPORT, talk.NOTE):
         history = [*history, talk.stopped(lang)]
     return history, _box(), _status(say(lang, "stopped"))

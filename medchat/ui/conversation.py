@@ -16,6 +16,7 @@ from medchat.engines import Engine, Stats
 from medchat.knowledge import Knowledge, Passage, cite, sentences, unsupported_sentences
 from medchat.prompt import Message
 from medchat.triage import Assessment
+from medchat.ui import language
 from medchat.ui.language import text as word
 
 CARD, REASONING, REPORT, NOTE = "card", "reasoning", "report", "note"
@@ -119,9 +120,12 @@ def report(
     return entry | ({"options": follow_up} if follow_up else {})
 
 
-def note(title: str, text: str) -> dict[str, Any]:
+def note(title: str, text: str, lang: str = "en") -> dict[str, Any]:
     """Return the entry that stands where no answer came; `text` is plain."""
-    return _entry(f"<div class='note' role='status'><b>{escape(title)}.</b> {escape(text)}</div>", NOTE)
+    return _entry(
+        f"<div class='note' role='status'><b>{escape(title)}{language.ENDS.get(lang, '.')}</b> {escape(text)}</div>",
+        NOTE,
+    )
 
 
 def stopped(lang: str = "en") -> dict[str, Any]:
@@ -129,15 +133,18 @@ def stopped(lang: str = "en") -> dict[str, Any]:
     return _entry(f"<p class='rest'>{word(lang, 'stopped_late')}</p>", REPORT)
 
 
-def follow_ups(knowledge: Knowledge, passages: Sequence[Passage]) -> History:
-    """Return up to three questions that the topic's other passages answer, as Gradio's options."""
+def follow_ups(knowledge: Knowledge, passages: Sequence[Passage], lang: str = "en") -> History:
+    """Return up to three questions that the topic's other passages answer, as Gradio's options.
+
+    They are asked in English, as the examples are.
+    """
     if not passages or "#" not in passages[0].id:
         return []
     used = {passage.id for passage in passages}
     fields = ("seek_care", "self_care", "treatment", "signs", "overview")
     others = [knowledge.get(f"{passages[0].topic}#{field}") for field in fields]
     titles = [passage.title for passage in others if passage and passage.id not in used and ": " in passage.title]
-    return [{"label": title.partition(": ")[2].capitalize(), "value": f"{title}?"} for title in titles[:3]]
+    return [{"label": language.heading(lang, title.partition(": ")[2]), "value": f"{title}?"} for title in titles[:3]]
 
 
 def who(engine: Engine, adapter: str, on: str) -> str:
@@ -147,8 +154,8 @@ def who(engine: Engine, adapter: str, on: str) -> str:
 
 def pace(lang: str, stats: Stats) -> str:
     """Return how long an answer is and how fast it came."""
-    speed = word(lang, "tokens_per_second", speed=f"{stats.tokens_per_second:.0f}")
-    return f"{word(lang, 'tokens', count=stats.completion_tokens)} · {speed}"
+    speed = word(lang, "tokens_per_second", speed=language.number(lang, stats.tokens_per_second))
+    return f"{word(lang, 'tokens', count=language.number(lang, stats.completion_tokens))} · {speed}"
 
 
 def _sources(piece: Reply, searched: bool, lang: str) -> str:
@@ -196,22 +203,30 @@ def _highlighted(text: str, quotes: Sequence[str]) -> str:
 def _facts(engine: Engine, piece: Reply, seed: int, lang: str) -> str:
     """Return the folded facts of one answer; its head names who answered, how long it is and how fast it came.
 
-    `data-fact` names a fact in English, whatever the language, for those who read it from the page again.
+    `data-fact` names a fact in English, whatever the language, and `data-is` what is no name, for those who read them
+    from the page again.
     """
     stats, ended = piece.delta.stats, word(lang, f"ended_{piece.delta.finish_reason or 'stop'}")
-    facts = {"Adapter": piece.adapter or "none", "Base": engine.base, "Engine": engine.name}
+    facts = {"Adapter": piece.adapter or word(lang, "none"), "Base": engine.base, "Engine": engine.name}
     head = [piece.adapter or "base"]
     if stats:
         head.append(pace(lang, stats))
         facts |= {
-            "Length": word(lang, "tokens", count=stats.completion_tokens),
-            "Speed": word(lang, "tokens_per_second", speed=f"{stats.tokens_per_second:.1f}"),
-            "First word": word(lang, "after", seconds=f"{stats.first_token_seconds:.2f}"),
-            "Prompt": word(lang, "cached", count=stats.prompt_tokens, cached=stats.cached_tokens),
+            "Length": word(lang, "tokens", count=language.number(lang, stats.completion_tokens)),
+            "Speed": word(lang, "tokens_per_second", speed=language.number(lang, stats.tokens_per_second, 1)),
+            "First word": word(lang, "after", seconds=language.number(lang, stats.first_token_seconds, 2)),
+            "Prompt": word(
+                lang,
+                "cached",
+                count=language.number(lang, stats.prompt_tokens),
+                cached=language.number(lang, stats.cached_tokens),
+            ),
         }
     facts |= {"Seed": str(seed), "End": ended}
+    bare = {} if piece.adapter else {"Adapter": " data-is='none'"}
     listed = "".join(
-        f"<dt data-fact='{name}'>{word(lang, name.lower().replace(' ', '_'))}</dt><dd>{escape(value)}</dd>"
+        f"<dt data-fact='{name}'>{word(lang, name.lower().replace(' ', '_'))}</dt>"
+        f"<dd{bare.get(name, '')}>{escape(value)}</dd>"
         for name, value in facts.items()
     )
     told = " · ".join(f"<bdi>{escape(part)}</bdi>" for part in [*head, ended])  # names are in Latin letters

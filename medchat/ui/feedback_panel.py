@@ -20,7 +20,7 @@ from medchat.ui.language import shown as word
 from medchat.ui.language import text as say
 
 # As medchat.ui.conversation writes them.
-FACT = re.compile(r"<dt data-fact='(Adapter|Base|Seed)'>[^<]*</dt><dd>(.*?)</dd>")
+FACT = re.compile(r"<dt data-fact='(Adapter|Base|Seed)'>[^<]*</dt><dd(?: data-is='(.*?)')?>(.*?)</dd>")
 
 # The panel opens below the conversation: bring it into view, and the keyboard to it.
 GO_THERE = """() => setTimeout(() => {
@@ -77,10 +77,10 @@ def judgement(history: History, index: int, conversation: str, liked: bool) -> F
         end += 1
     entries = history[index:end]
     facts = {
-        name: unescape(value)
+        name: english or unescape(value)
         for entry in entries
         if talk.kind(entry) == talk.REPORT
-        for name, value in FACT.findall(talk.text_of(entry))
+        for name, english, value in FACT.findall(talk.text_of(entry))
     }
     if "Seed" not in facts or "answer" not in map(talk.kind, entries):
         return None

@@ -111,9 +111,9 @@ def history_of(transcript: Transcript, region: str, lang: str = "en") -> History
             if content:
                 history += talk.answer(content)
             if note := message.get("note"):
-                history.append(talk.note(say(lang, "from_file"), note))
+                history.append(talk.note(say(lang, "from_file"), note, lang))
             elif not content and talk.kind(history[-1]) == "user":
-                history.append(talk.note(say(lang, "no_answer"), say(lang, "file_holds_none")))
+                history.append(talk.note(say(lang, "no_answer"), say(lang, "file_holds_none"), lang))
             history.append(_report(message, lang))
         earlier.append({"role": message["role"], "content": content})
     return history

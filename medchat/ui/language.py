@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import gradio as gr
 
 LANGUAGES = ("en", "es", "fr", "de", "pt", "hi", "ar", "zh")
+MARKS = {"de": ".,", "es": ".,", "pt": ".,", "fr": "\u202f,"}  # of thousands and of decimals; the others write ",."
+ENDS = {"hi": "।", "zh": "。"}  # of a sentence; the others have "."
 FOLDER = Path(__file__).parent.parent.parent / "assets" / "languages"
 
 
@@ -52,13 +54,38 @@ def shown(name: str) -> str:
     return "__i18n__" + json.dumps({"__type__": "translation_metadata", "key": f"medchat.{key}"})
 
 
+def number(language: str, value: float, decimals: int = 0) -> str:
+    """Return a figure as a language writes it."""
+    return figure(language, f"{value:,.{decimals}f}")
+
+
+def percent(language: str, share: float) -> str:
+    """Return a share from 0 to 1 as a language writes it; some put a space, which never breaks, before the sign."""
+    space = {"de": "\u00a0", "es": "\u00a0", "fr": "\u202f"}.get(language, "")
+    return f"{number(language, share * 100)}{space}%"
+
+
+def figure(language: str, written: str) -> str:
+    """Return a figure that is written as in English the way a language writes it."""
+    return written.translate(str.maketrans(",.", MARKS.get(language, ",.")))
+
+
+def heading(language: str, english: str) -> str:
+    """Return the heading of a passage in a language; headings of other knowledge than the built-in stay English."""
+    return words()[language]["headings"].get(english, english.capitalize())
+
+
 def told(language: str, error: Exception) -> str:
     """Return what an error says in a language; errors that assets/languages does not know stay English."""
     said = str(error).strip()
     for name, english in words()["en"]["errors"].items():
         pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(english))
         if found := re.fullmatch(pattern, said, re.DOTALL):
-            return words()[language]["errors"][name].format(**found.groupdict())
+            figures = {
+                key: figure(language, value) if re.fullmatch(r"\d{1,3}(,\d{3})+", value) else value
+                for key, value in found.groupdict().items()
+            }
+            return words()[language]["errors"][name].format(**figures)
     return said
 
 

@@ -155,7 +155,7 @@ def _card(engine: Engine, adapter: Adapter, lang: str) -> str:
         say(lang, "answers_on"): engine.base,
         say(lang, "trained_on"): adapter.base or say(lang, "not_recorded"),
         say(lang, "rank"): str(adapter.rank) if adapter.rank else server_only,
-        say(lang, "size"): _size(adapter.folder) if adapter.sha256 else server_only,
+        say(lang, "size"): _size(adapter.folder, lang) if adapter.sha256 else server_only,
         "SHA-256": f"{adapter.sha256[:16]}…" if adapter.sha256 else server_only,
     }
     listed = "".join(f"<dt>{name}</dt><dd{_whole(name, adapter)}>{escape(value)}</dd>" for name, value in facts.items())
@@ -166,6 +166,6 @@ def _whole(name: str, adapter: Adapter) -> str:
     return f" title='{adapter.sha256}'" if name == "SHA-256" else ""
 
 
-def _size(folder: Path) -> str:
+def _size(folder: Path, lang: str) -> str:
     size = sum(path.stat().st_size for pattern in WEIGHTS for path in folder.glob(pattern))
-    return f"{size / 1e6:.1f} MB"
+    return f"{language.number(lang, size / 1e6, 1)} MB"
