@@ -31,7 +31,7 @@ TOPICS = ("asthma", "gout", "migraine", "anemia", "eczema", "diabetes", "heartbu
 def main() -> None:
     """Run all measurements and print them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.users")
-    parser.add_argument("--seconds", type=int, default=120)
+    parser.add_argument("--seconds", type=int, default=300)
     seconds = parser.parse_args().seconds
     results = crowd(seconds) | overload_and_stop()
     for name, value in results.items():

@@ -140,7 +140,8 @@ def chat_tab(demo: gr.Blocks, line: Line, knowledge: Knowledge, dataset: Dataset
         None,
         [c.agreed, consent, box],
         queue=False,
-        js="() => document.querySelector('#message textarea').focus()",
+        # To the top: the consent above was long, and what comes next would begin above a phone's screen.
+        js="() => { document.querySelector('#message textarea').focus({preventScroll: true}); window.scrollTo(0, 0); }",
         **private,
     )
     home = gr.BrowserState("", storage_key="medchat-region", secret="medchat")
