@@ -133,8 +133,11 @@ def knowledge(r: Any) -> Rows:
 
 def citations(r: Any) -> Rows:
     for engine, found in r.items():
-        what = f"citations in {found['replies']} replies through {engine} that do not resolve or quote wrongly"
-        yield what, f"{len(found['wrong'])} of {found['citations']}"
+        how = f"`--engine {engine} --n {found['replies']} --max-tokens {found['max_tokens']}`"
+        yield (
+            f"citations that do not resolve or quote wrongly ({how})",
+            f"{len(found['wrong'])} of {found['citations']}",
+        )
 
 
 def sampling(r: Any) -> Rows:

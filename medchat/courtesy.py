@@ -23,7 +23,6 @@ _BEING = (
     r"program|medchat|chatgpt|gpt|professional|expert|real|alive)"
 )
 _FOR = r"for (?:your|the|all your) (?:help|answer|time|advice)"
-# In the order in which they stand for a whole message.
 _SAID = [
     (ITSELF, r"(?:who|what)(?: exactly)? are you(?: exactly)?"),
     (ITSELF, rf"are you {_BEING}(?: or {_BEING})*"),
@@ -48,13 +47,14 @@ _PATTERNS = [(said, re.compile(f"{_FIRST}(?:{pattern})")) for said, pattern in _
 def answer(message: str) -> str | None:
     """Return what to say to a message that is nothing but courtesy or asks what MedChat is, else None.
 
-    English alone; every sentence of the message must be of that sort ("Thanks. And in children?" is a question).
+    English alone; every sentence of the message must be of that sort ("Thanks. And in children?" is a question), and
+    what it is comes before thanks, these before a goodbye.
     """
     sentences = [_plain(part) for part in re.split(r"[.,!?;\n]+", message)]
     found = [_reply(sentence) for sentence in sentences if sentence]
     if not found or None in found:
         return None
-    return min(filter(None, found), key=[said for said, _ in _PATTERNS].index)
+    return next(said for said in (ITSELF, THANKS, BYE, HELLO) if said in found)
 
 
 def _reply(sentence: str) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from medchat.errors import UserError
 from medchat.prompt import Message, problems, with_passages
-from train import clean
+from train import clean, corpus
 from train.quote import quoted
 from train.recipe import Source
 from train.tables import FILE_TYPES, Place, Table, place
@@ -197,16 +197,18 @@ def _topic(row: dict[str, Any], source: Source, removed: Counter) -> list[Made]:
     Each is shown with what the chat would put before a question that it does not know.
     """
     made: list[Made] = []
+    split = "held_out" if row["id"] in _held_out_topics() else "train"
     for key, questions in _knowledge().questions(row["id"]).items():
-        for question in questions[:1]:
-            shown = {passage.id: passage for passage in _knowledge().about(row["id"], question, but=question)}
-            if passage := shown.get(f"{row['id']}#{key}"):
-                asked = with_passages(question, [(p.title, p.text) for p in shown.values()])
-                messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": passage.text}]
-                split = "held_out" if row["id"] in _held_out_topics() else "train"
-                made.append(Example(messages, question, passage.text, f"topic {row['id']}", split, last_only=True))
-            else:
-                made.append("the search shows other passages")
+        if not questions:
+            continue
+        question = questions[0]
+        shown = {passage.id: passage for passage in _knowledge().about(row["id"], question, but=question)}
+        if passage := shown.get(f"{row['id']}#{key}"):
+            asked = with_passages(question, [(p.title, p.text) for p in shown.values()])
+            messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": passage.text}]
+            made.append(Example(messages, question, passage.text, f"topic {row['id']}", split, last_only=True))
+        else:
+            made.append("the search shows other passages")
     return made
 
 
@@ -299,8 +301,6 @@ def _knowledge() -> Any:
 @lru_cache(maxsize=1)
 def _held_out_topics() -> frozenset[str]:
     """Return the topics that the dialogues hold out."""
-    from train import corpus
-
     return frozenset(row["topic"] for row in corpus.read() if row["split"] == "held_out" and row["topic"])
 
 
