@@ -63,10 +63,10 @@ def reply(
 
     `adapter` is a name of `engine.adapters`, "" the first of them, "base" none. In a crisis the card is the answer, and
     no model runs; nor for a request for help with harm, which gets a sentence of medchat.refusal, nor for a greeting or
-    a question about itself (medchat.courtesy). `region` chooses the numbers on the card (triage.REGIONS), `language` its
-    language beside that of the message; `system`, where given, takes the place of the system prompt. Raises ChatError
-    with a sentence for the visitor before anything is computed, and EngineError when the engine fails, unless a card
-    stands already.
+    a question about itself (medchat.courtesy). `region` chooses the numbers on the card (triage.REGIONS), `language`
+    its language beside that of the message; `system`, where given, takes the place of the system prompt. Raises
+    ChatError with a sentence for the visitor before anything is computed, and EngineError when the engine fails, unless
+    a card stands already.
     """
     assessment = assess(message, history, region, language)
     if assessment.level == "crisis":
