@@ -26,12 +26,15 @@ from tests.test_chat import Scripted
 
 BANK = Path(__file__).parent / "data" / "triage_bank.jsonl"
 
+FRESH = Path(__file__).parent / "data" / "triage_fresh.jsonl"
+
 PHRASES = Path(__file__).parent / "data" / "triage_phrases.jsonl"
 
 # What the test half of the bank gave, a little below: measured, not the aim. No fall behind it goes unseen.
 EMERGENCY_RECALL = 0.93
 CRISIS_RECALL = 0.84
 FALSE_ALARMS = 0.08
+FRESH_LEAST = (0.95, 0.86, 0.14)  # the same of a bank by other writers, from which nothing has learned
 
 
 def phrases(level: str, flag: str | None = None) -> list[str]:
@@ -332,6 +335,13 @@ def test_the_bank():
     assert result["emergency_recall"]["value"] >= EMERGENCY_RECALL
     assert result["crisis_recall"]["value"] >= CRISIS_RECALL
     assert result["false_alarms"]["value"] <= FALSE_ALARMS
+
+
+def test_the_bank_that_nothing_has_learned_from():
+    result = measure([json.loads(line) for line in FRESH.read_text(encoding="utf-8").splitlines()])
+    assert result["emergency_recall"]["value"] >= FRESH_LEAST[0]
+    assert result["crisis_recall"]["value"] >= FRESH_LEAST[1]
+    assert result["false_alarms"]["value"] <= FRESH_LEAST[2]
 
 
 def ruled(text: str) -> dict[str, str]:
