@@ -488,7 +488,7 @@ def test_long_texts_become_passages_at_sentence_ends(own):
 
 def test_medquad_answers_paraphrased_questions(tmp_path, monkeypatch):
     if not (HUB / "lavita" / "MedQuAD").is_dir():
-        pytest.skip("needs MedQuAD in ../shared/data/hub")
+        pytest.skip("the real data sets are not beside this checkout")
     monkeypatch.setenv("DATASETS_MIRROR", str(HUB))
     monkeypatch.setenv("MEDCHAT_CACHE", str(tmp_path))
     knowledge = open_knowledge("medquad")

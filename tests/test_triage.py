@@ -328,7 +328,6 @@ def test_guard_keeps_warnings_against_waiting(reply: str):
     assert guard(reply, EMERGENCY) == reply
 
 
-@pytest.mark.skipif(not BANK.exists(), reason="the bank is not here")
 def test_the_bank():
     items = [json.loads(line) for line in BANK.read_text(encoding="utf-8").splitlines()]
     result = measure([item for item in items if item["split"] == "test"])
