@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,18 +21,6 @@ GEMMA = (
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 ROLES = ["user", "assistant"] * 3
-
-
-@pytest.fixture(autouse=True)
-def one_core() -> Iterator[None]:
-    """llama.cpp's threads wait for each other in a loop: seconds at each load on a machine that has other work."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    yield
-    os.sched_setaffinity(0, cores)
 
 
 def copy_with(source: Path, folder: Path, **changes: object) -> Path:

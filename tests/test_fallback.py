@@ -27,14 +27,14 @@ from tests.hub import Hub
 
 # The Hub's client reads its address once, at import; hence a process, one for many cases. Its last line is the answer.
 OPEN = """
-import json, os, sys
-from medchat.engines import open_engine
+import faulthandler, functools, json, os, sys
+from medchat.engines import llama_cpp, open_engine
 from medchat.errors import UserError
 from medchat.settings import read_settings
 
-# One core: llama.cpp's threads wait for each other in a loop, seconds at each load on a machine that has other work.
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+faulthandler.dump_traceback_later(500, exit=True)  # should one ever hang, this says where
+# The embedded model stands in for nearly all: loaded once, not twenty times.
+llama_cpp.open_llama_cpp = functools.cache(llama_cpp.open_llama_cpp)
 answers = []
 for case in json.loads(sys.argv[1]):
     os.environ["HF_TOKEN"] = case.get("token") or ""
@@ -62,7 +62,7 @@ def open_all(hub: Hub, home: Path, cases: list[dict[str, Any]]) -> list[dict[str
     """Return what open_engine() answers to each case, in one process; no token may show."""
     command = [sys.executable, "-c", OPEN, json.dumps(cases)]
     done = subprocess.run(
-        command, env=hub.env(home), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        command, env=hub.env(home), cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     for token in (Hub.token, Hub.stranger, WRONG):

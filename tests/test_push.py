@@ -26,9 +26,6 @@ import argparse, json, os, sys
 from medchat.errors import UserError
 from train import push
 
-# One core: llama.cpp's threads wait for each other in a loop, seconds at each load on a machine that has other work.
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 parser = argparse.ArgumentParser()
 push.add_arguments(parser)
 answers = []
