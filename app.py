@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -15,13 +16,17 @@ def main() -> int:
     from medchat.knowledge import open_knowledge
     from medchat.seal import open_seal
     from medchat.settings import read_settings
+    from medchat.triage import check
 
     settings = read_settings()
     try:
         with socket.socket() as probe:
             if probe.connect_ex((settings.host, settings.port)) == 0:
                 raise UserError(f"Port {settings.port} is taken.", f"Type: python app.py --port {settings.port + 1}")
-        engine, notice = open_engine(settings)
+        with ThreadPoolExecutor(1) as pool:
+            triage = pool.submit(check, "hello")  # reads its tables and weights while the model loads
+            engine, notice = open_engine(settings)
+            triage.result()
         knowledge = open_knowledge(settings.knowledge)
     except UserError as error:
         print(error, file=sys.stderr)

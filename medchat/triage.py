@@ -61,8 +61,8 @@ def check(
     `region` is one of REGIONS; anything else gets lines of several countries. Recognises six languages (LANGUAGES).
     `language` is what the reader prefers: a card on a text in English comes in it first, and in English below.
 
-    Does NOT cover: pictures, sound, other languages, illness that is urgent but no emergency, dangers told without
-    any of the signs in assets/triage, or whether what is told is true. Silence is no reassurance.
+    Does NOT cover: pictures, sound, other languages, illness that is urgent but no emergency, dangers told in
+    words that neither the rules nor the model know, or whether what is told is true. Silence is no reassurance.
     """
     turns = [messages] if isinstance(messages, str) else [m["content"] for m in messages if m["role"] == "user"]
     found: dict[str, str] = {}
@@ -88,8 +88,8 @@ def level_of(flags: Iterable[str]) -> Level:
 def judged(flags: Mapping[str, str], heard: Heard) -> dict[str, str]:
     """Return the flags of a turn after the second opinion, which may see a danger or clear up a mistake.
 
-    It rests on the turn alone, and on its most alarming stretch, so that neither a later turn nor a sentence added to
-    it takes a clear flag back. A crisis told in another language than English stands: the model has read few of them.
+    It rests on the turn alone, so that no later turn takes a flag back; a sentence added to the same turn hardly can.
+    A crisis told in another language than English stands: the model has read few of them.
     """
     if not heard.sentences:
         return {}
@@ -97,7 +97,7 @@ def judged(flags: Mapping[str, str], heard: Heard) -> dict[str, str]:
     kept = {
         flag: language
         for flag, language in flags.items()
-        if (second.crisis or language != "en" if flag in CRISES else second.alarm)
+        if (second.crisis or language != "en" if flag in CRISES else second.stands)
     }
     # the model's own flag is the level alone, for it does not say what it saw
     if second.crisis and level_of(kept) != "crisis":

@@ -20,6 +20,7 @@ from benchmarks.triage import measure
 from medchat import hashed, second_opinion, triage
 from medchat.chat import reply
 from medchat.engines import EngineError
+from medchat.errors import UserError
 from medchat.prompt import Message
 from medchat.triage import REGIONS, Assessment, check, guard
 from tests.test_chat import Scripted
@@ -31,10 +32,10 @@ FRESH = Path(__file__).parent / "data" / "triage_fresh.jsonl"
 PHRASES = Path(__file__).parent / "data" / "triage_phrases.jsonl"
 
 # What the test half of the bank gave, a little below: measured, not the aim. No fall behind it goes unseen.
-EMERGENCY_RECALL = 0.93
-CRISIS_RECALL = 0.84
-FALSE_ALARMS = 0.08
-FRESH_LEAST = (0.95, 0.86, 0.14)  # the same of a bank by other writers, from which nothing has learned
+EMERGENCY_RECALL = 0.95
+CRISIS_RECALL = 0.92
+FALSE_ALARMS = 0.04
+FRESH_LEAST = (0.94, 0.89, 0.07)  # the same of a bank by other writers, from which nothing has learned
 
 
 def phrases(level: str, flag: str | None = None) -> list[str]:
@@ -395,7 +396,7 @@ def test_gibberish_raises_nothing(text: str):
 
 
 def test_a_word_has_the_same_weight_alone_and_in_a_stretch():
-    reader, _ = second_opinion.models()
+    reader, *_ = second_opinion.models()
     tokens = triage.words("my lips feel odd and i am very light headed since the meal")
     found, values = hashed.features(tokens)
     expected = np.array(values) @ reader.weights[found] + reader.bias
@@ -411,6 +412,39 @@ def test_words_added_at_the_end_only_add_stretches():
     assert before <= after
     assert longer <= all_longer
     assert all(0 < end - start <= second_opinion.WINDOW for start, end in all_longer)
+
+
+def test_of_other_scripts_the_encoder_reads_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(second_opinion, "scored", lambda words: pytest.fail("it must not be asked"))
+    check("मेरे सीने में बहुत तेज़ दर्द है")
+    check("感冒了应该多喝水吗")
+    check("q0 x9z k3 " * 100)
+
+
+def test_every_word_of_a_long_text_reaches_the_encoder_and_a_very_long_one_takes_eight_looks(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    seen: list[Sequence[str]] = []
+    monkeypatch.setattr(second_opinion, "scored", lambda words: (seen.append(words), np.zeros(2))[1])
+    text = "mein vater hat seit gestern starke schmerzen in der brust und atmet schwer, "
+    tokenizer = second_opinion.encoder()._tokenizer
+    check(text * 10)
+    assert len(seen) > 2
+    assert all(len(tokenizer.encode(words, 10**6)) <= 160 for words in seen)
+    seen.clear()
+    check(text * 200)
+    assert len(seen) == second_opinion.SPANS
+
+
+def test_without_the_encoders_files_a_sentence_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(second_opinion, "ENCODER", tmp_path)
+    with pytest.raises(UserError, match="Fetch the repository's files again"):
+        second_opinion.encoder.__wrapped__()
+
+
+def test_no_text_stays_in_memory():
+    check("a sentence about my secret rash")
+    assert all(len(key) == 16 for key in second_opinion.SCORES)
 
 
 def test_a_model_is_saved_and_read_as_it_is(tmp_path: Path):
