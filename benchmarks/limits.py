@@ -197,7 +197,7 @@ def decoded(decoding: dict[str, float]) -> Iterator[dict[str, Any]]:
     """Yield each tokens/s of serve.json, its limit with the weights in caches, and the share of it."""
     for name, speed in leaves(known("serve")):
         if "tokens/s" in name:
-            users = re.search(r"(\d+) users", name)
+            users = re.search(r"visitors, (\d+)", name)
             limit = tokens_per_second(decoding, min(int(users[1]) if users else 1, SLOTS), NEAR)
             yield {"figure": f"serve: {name}", "tokens/s": speed, "limit": limit, "share": speed / limit}
 

@@ -70,14 +70,31 @@ def table() -> str:
 
 
 def serve(r: Any) -> Rows:
-    page, word = r["seconds from start to page"], r["seconds from start to first word"]
-    yield "start to page, start to first word", f"{page:.1f} s, {word:.1f} s"
-    ours, raw = r["tokens/s through /chat"], r["tokens/s of raw llama.cpp"]
-    what = "decoding through `/chat`, beside raw llama.cpp with the same adapter"
+    app, usual, llama = r["app"], r["usual"], r["llama.cpp"]
+    both = [(way["seconds from start to page"], way["seconds from start to first word"]) for way in (app, usual)]
+    what = "start to page, start to first word: the app; the usual Space's stack"
+    yield what, "; ".join(f"{page:.1f} s, {word:.1f} s" for page, word in both)
+    ours, raw = app["tokens/s through /chat"], app["tokens/s of raw llama.cpp"]
+    what = "decoding a long reply through `/chat`, beside raw llama.cpp with the same adapter"
     yield what, f"{ours:.0f} and {raw:.0f} tokens/s, ratio {ours / raw:.2f}"
+    alone = [way["tokens/s alone"] for way in (app, usual)]
+    what = "decoding short replies: the app, the usual stack"
+    yield what, "{:.0f} and {:.0f} tokens/s".format(*alone) + f", {alone[0] / alone[1]:.1f} times"
+    for turn in (1, 5):
+        ours, theirs = (way[f"seconds to the first word, turn {turn}"] for way in (app, usual))
+        what = f"first word at turn {turn}: the app, the usual stack"
+        yield what, f"{ours:.2f} and {theirs:.2f} s, ratio {ours / theirs:.2f}"
+    for n in ("2", "4", "8"):
+        speeds = [way["visitors"][n]["tokens/s together"] for way in (app, llama, usual)]
+        waits = [way["visitors"][n]["first word, 95th percentile"] for way in (app, usual)]
+        what = f"{n} visitors at once, together: the app, raw llama.cpp, the usual stack"
+        yield what, "{:.0f}, {:.0f} and {:.0f} tokens/s".format(*speeds)
+        what = f"{n} visitors at once, first word, 95th percentile: the app, the usual stack"
+        yield what, "{:.1f} and {:.1f} s".format(*waits)
     reading, writing = (r[f"worst seconds from Stop to idle, while {when}"] for when in ("reading", "writing"))
     yield "Stop to idle, worst, while reading a prompt and while writing", f"{reading:.2f} s, {writing:.2f} s"
-    yield "resident memory", f"{r['resident memory of the app, MB']:.0f} MB"
+    memory = [way["resident memory, MB"] for way in (app, usual)]
+    yield "resident memory: the app, the usual stack", "{:.0f} and {:.0f} MB".format(*memory)
 
 
 def copying(r: Any) -> Rows:

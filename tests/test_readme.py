@@ -126,7 +126,7 @@ def test_the_evaluation_of_the_adapter_has_rows_with_its_command(copy):
 
 def test_results_that_lack_a_figure_and_a_readme_without_a_place_are_said(copy, capsys):
     (copy.parent / "serve.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"serve\.json has no 'seconds from start to page'"):
+    with pytest.raises(SystemExit, match=r"serve\.json has no 'app'"):
         readme.main(["--check"])
     copy.write_text("nothing", encoding="utf-8")
     assert readme.main([]) == 1
